@@ -15,7 +15,7 @@ pub struct Api {
 
 impl Api {
     pub fn new(address: String, token: String) -> Self {
-        // Not used for plain http, but wanted for any client.
+        // Plain http does not use this provider, but every client needs one.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let client = reqwest::Client::builder()
             // The system's authorities are 140 certificates, read for each client.

@@ -36,7 +36,7 @@ impl PgBouncer {
         root.batch_execute(&format!("CREATE ROLE {lookup} LOGIN PASSWORD '{password}'"))
             .await
             .unwrap();
-        // 1.18 asks in the database that the client wants.
+        // PgBouncer 1.18 runs its look-up in the database that the client names.
         for database in databases.iter().chain(&["postgres"]) {
             let root = server.superuser(database).await;
             root.batch_execute(&format!(

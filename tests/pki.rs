@@ -49,7 +49,7 @@ impl Pki {
     /// Puts `server.crt` in the place of a server's own; it has to read it again.
     pub fn install(&self, server: &Server) {
         for name in ["server.crt", "server.key"] {
-            // Written into the old file, which has its owner and mode.
+            // The text is written into the old file, which has the right owner and mode.
             let file = server.directory().join("data").join(name);
             std::fs::write(file, self.text(name)).unwrap();
         }

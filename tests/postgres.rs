@@ -122,7 +122,7 @@ impl Server {
             command
         };
         let made = run_command(&mut at("pg_dumpall", self));
-        // The superuser is there already, and keeps its password.
+        // The superuser exists already, and keeps its password.
         let made: Vec<&str> = made
             .lines()
             .filter(|line| !line.contains("ROLE postgres"))
@@ -162,7 +162,7 @@ impl Server {
         assert!(self.0.own, "a shared server is not for stopping");
         let postmaster = self.postmaster();
         let parent = postmaster.as_raw_nonzero().to_string();
-        // The postmaster first: it starts no more.
+        // The postmaster gets the signal first, so that it starts no more children.
         let _ = rustix::process::kill_process(postmaster, signal);
         let children = std::process::Command::new("pgrep")
             .args(["--parent", &parent])
@@ -170,7 +170,7 @@ impl Server {
             .unwrap();
         for child in String::from_utf8(children.stdout).unwrap().lines() {
             let pid = Pid::from_raw(child.trim().parse().unwrap()).unwrap();
-            // One may have ended meanwhile.
+            // The child may have ended meanwhile.
             let _ = rustix::process::kill_process(pid, signal);
         }
     }
@@ -204,7 +204,7 @@ impl Server {
             .map_or(old.as_str(), |(_, rest)| rest);
         std::fs::write(&file, format!("{lines}\n# the test's\n{rest}")).unwrap();
         let loaded = async || {
-            // A new connection has what the postmaster has read.
+            // A new connection has the settings that the postmaster has read.
             let root = self.superuser("postgres").await;
             scalar(&root, "SELECT pg_conf_load_time()").await
         };
@@ -283,7 +283,7 @@ impl Server {
 impl Drop for Inner {
     fn drop(&mut self) {
         if self.own {
-            // Stopped, it would not end.
+            // A stopped server would not end.
             let pid = std::fs::read_to_string(self.directory.join("data/postmaster.pid"));
             let pid = pid
                 .ok()

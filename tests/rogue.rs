@@ -190,7 +190,7 @@ async fn ask(
             is_first = false;
             let said = String::from_utf8_lossy(&bytes[..n]).into_owned();
             let nonce = said.rsplit_once("r=").map_or("", |(_, nonce)| nonce);
-            // The least number of rounds: an attacker can guess from the proof.
+            // This is the minimum number of rounds, with which an attacker can guess the password from the proof.
             let server_first = format!("r={nonce}rogue,s=c2FsdA==,i=1");
             stream
                 .write_all(&request(11, server_first.as_bytes()))

@@ -124,7 +124,7 @@ pub fn in_turn(repeat: usize, mut systems: [Of; 3]) -> [Of; 3] {
 
 #[tokio::main]
 async fn main() {
-    // `cargo test` builds and runs benchmarks too; they measure only when asked.
+    // `cargo test` builds and runs benchmarks too. They measure only with `--bench`.
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
@@ -146,7 +146,7 @@ async fn main() {
         }
         None => format!("none ({given})"),
     };
-    // Not used for plain http, but wanted for any client.
+    // Plain http does not use this provider, but every client needs one.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let report = Report::new(Machine::here(&plan, &version));
     let mut bench = Bench {
@@ -164,7 +164,7 @@ async fn main() {
         if let Err(panic) = run.await {
             bench.report.failed(group.name, &reason(panic.as_ref()));
         }
-        // Written after each group, so that results are kept if a later one is stopped.
+        // The report is written after each group, so that results are kept if a later group is stopped.
         bench.report.write(&out).unwrap();
     }
     println!("{}", bench.report.table());

@@ -37,7 +37,7 @@ impl Pgbench {
     /// # Panics
     /// If its clients cannot connect within a minute.
     pub fn run(&self, clients: usize, rounds: u32, time: Duration) -> Load {
-        // The time in which its clients connect counts for pgbench: 64 logins on a busy machine take seconds.
+        // The time in which pgbench's clients connect counts for pgbench: 64 logins on a busy machine take seconds.
         (1..=4)
             .find_map(|try_| self.try_run(clients, rounds, time * try_ * try_))
             .expect("no client of pgbench connects in time")

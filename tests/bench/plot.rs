@@ -66,7 +66,7 @@ pub fn svg(rows: &[Row], caption: &str) -> String {
             of.name()
         );
     }
-    // Two lines of about the same length.
+    // The caption is divided into two lines of about the same length.
     let half = caption.len() / 2;
     let at = caption
         .match_indices(' ')

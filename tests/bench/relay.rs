@@ -16,7 +16,7 @@ pub fn relay(target: u16, round_trip: Duration) -> u16 {
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
         for near in listener.incoming().flatten() {
-            // A server that is full or stopped: the client sees its connection end.
+            // If the server is full or stopped, the client sees its connection end.
             if let Ok(far) = TcpStream::connect(("127.0.0.1", target)) {
                 carry(near, far, round_trip);
             }

@@ -69,7 +69,7 @@ async fn engines_of_both_in_a_pool() {
     system.gone(&site, &by_hand, seconds(12)).await;
     below(&system, &site, &path).await;
 
-    // A request that the older one does not know is not done, and the answer reports that.
+    // A request that the older engine does not know is not done, and the answer reports that.
     let renewed = system.issue(&path, Some(60)).await;
     let renew = format!("/v1/leases/{}/renew", renewed.lease);
     let (status, answer) = system.api.post(&renew, json!({"increment": 100})).await;
@@ -223,7 +223,7 @@ async fn dispatchers_of_both_on_one_store() {
     let kept = older.issue(&path, Some(100)).await;
     older.stop_dispatcher();
     lives(&newer, &site, &path, 2).await;
-    // Back to the older one, as after an upgrade that is undone.
+    // The system goes back to the older version, as after an upgrade that is undone.
     older.programs = Some(other());
     older.start_dispatcher().await;
     older.broker_up().await;

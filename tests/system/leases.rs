@@ -97,7 +97,7 @@ impl System {
 
 /// Leases of all pools that are not settled, by the answer of `/v1/status`.
 pub fn open_leases(status: &Value) -> u64 {
-    // An older dispatcher does not tell of those that settle.
+    // An older dispatcher does not report the leases that settle.
     let number = |value: &Value| value.as_u64().unwrap_or(0);
     let pools = status["pools"].as_array().unwrap();
     pools

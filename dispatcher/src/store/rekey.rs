@@ -75,7 +75,7 @@ fn master(place: &Place) -> Result<(), OpenError> {
     let files = place.key_files();
     with_key(place, |connection| {
         let database = |error: &dyn std::fmt::Display| failed(place, error);
-        // This COMMIT has finished an earlier run that was interrupted.
+        // If an earlier run was interrupted, unlocking the store has finished it.
         connection.commit().map_err(|e| database(&e))?;
         let _lock = match files.next {
             Some(_) => None,

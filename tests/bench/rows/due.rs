@@ -49,7 +49,7 @@ pub async fn run(bench: &mut Bench, group: &str) {
         .secret(&other, server.port(), json!({"scramIterations": 1}))
         .await;
     let probe = stand.reads(&probe);
-    // At rest: before thousands of messages are in the levels.
+    // The first measurement is before thousands of messages are in the levels.
     single(bench, group, stand, path, &root, &prefix(site)).await;
     for together in TOGETHER {
         let number = bench.plan.number(together);
@@ -166,7 +166,7 @@ async fn during(
                 all.latencies.sort();
                 return (late, all);
             }
-            // A read that is not answered when all are gone does not count.
+            // A read that is not answered before all accounts are gone does not count.
             load = load::run(probe, 1, Until::Count(1)) => all.latencies.extend(load.latencies),
         }
     }

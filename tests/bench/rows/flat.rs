@@ -80,7 +80,7 @@ impl<'a> Flat<'a> {
     pub async fn costs(&mut self) {
         let admin_port = self.stand.system.admin_port();
         let mut shared = self.stand.reads(&self.shared);
-        // The same caller gets the same lease.
+        // The same caller gets the same lease, so one request is enough.
         shared.requests.truncate(1);
         let costs = [
             ("shared read", shared),

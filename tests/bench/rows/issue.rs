@@ -127,7 +127,7 @@ fn record_cpu(
         return;
     }
     let used = before.per_lease(watched, load.latencies.len());
-    // What PostgreSQL needs is the same work for all. The load generator is nobody's.
+    // PostgreSQL does the same work for all systems. The CPU of the load generator belongs to none of them.
     let others = used
         .iter()
         .filter(|(name, _)| !["PostgreSQL", "load generator"].contains(name));

@@ -53,7 +53,7 @@ struct Paths {
 impl Paths {
     async fn open(stand: &Stand, server: &Server, sslmode: &'static str) -> Self {
         let site = server.site(Admin::Superuser).await;
-        // Accounts may read what is there when they are made.
+        // Accounts may read the tables that exist when the accounts are made.
         pgbench(&site, server.port(), sslmode, &["-i", "-q", "-s", "5"]);
         let mut data = site.data();
         data["sslmode"] = json!(sslmode);
@@ -166,7 +166,7 @@ impl Paths {
         config: &Config,
         process: &Process,
     ) {
-        // The first ones pay for what all share.
+        // The first clients cause the cost that all clients share.
         let mut clients = opened(config, AT_ONCE).await;
         let before = process.allocated_mib();
         let begun = Instant::now();

@@ -319,7 +319,7 @@ impl World {
             0..4 => ("kill".to_owned(), Blow::Killed, Duration::ZERO),
             4..7 => ("stop".to_owned(), Blow::Stopped, duration(random, 0.2)),
             _ => {
-                // Some happen so late that a create commits after its revocation.
+                // Some faults happen so late that a create commits after its revocation.
                 let ms = *[200_u64, 1000, 4000, 9000].choose(random).unwrap();
                 let lasting = Duration::from_millis(ms);
                 (format!("delay {ms}"), Blow::Delayed, lasting)
@@ -335,8 +335,8 @@ impl World {
         }
         self.count(&format!("at {step}: {}", blow.word()));
         drop(armed);
-        // The tasks of the engine that is hit wait. A fault in a request delays no revocation, unless the whole
-        // engine sleeps.
+        // The tasks of the struck engine wait. A fault in a request delays no revocation, unless the whole engine is
+        // suspended.
         let is_in_the_way = of_engine && (blow != Blow::Delayed || step.starts_with("revoke"));
         let _trouble = is_in_the_way.then(|| self.some_engine(blow));
         tokio::time::sleep(lasting).await;

@@ -119,7 +119,7 @@ async fn chaos(run: Run) {
         "{} things are wrong",
         tally.wrong.len()
     );
-    // What was there too late is wrong, and was counted above. In a short run a fault may be in the way of every end.
+    // An account that existed too late is wrong, and was counted above. In a short run a fault may prevent every end.
     let is_seen = worst.is_some() || run.lasting <= ROUND;
     assert!(
         is_seen && excused < 0.8,

@@ -73,13 +73,13 @@ pub(super) fn aftermath(blow: Blow, place: Place) -> Option<Duration> {
         ) => return None,
         // The engine finishes the tasks that it has, and other engines get the rest.
         (Place::Engine(_), Blow::Terminated) => return None,
-        // If another engine lives, it gets the tasks of a dead one at once. A hung one continues them when it wakes,
-        // or loses them by the heartbeat. A killed one is started again within this time.
+        // If another engine lives, it gets the tasks of a dead engine at once. A suspended engine continues its tasks
+        // when it wakes, or loses them by the AMQP heartbeat. A killed engine is started again within this time.
         (Place::Engine(_), _) => 3,
         // A connection is tried every 0.5 s; a try that hangs is given up after 5 s.
         (Place::EngineToBroker(_), _) => 6,
-        // A revocation that found it away waits at most 4 s ± 20 %, and then for the breaker: 1 s, or 2 s after an
-        // absence of 25 s. A connect that hangs is given up after 5 s.
+        // A revocation that found the database unreachable waits at most 4 s ± 20 %, and then for the breaker: 1 s,
+        // or 2 s after an absence of 25 s. A connect that hangs is given up after 5 s.
         (Place::Database | Place::EngineToDatabase(_), _) => 10,
         // Queues elect leaders, dead-lettering continues 5 s after a confirm that never came, and both sides connect
         // again.

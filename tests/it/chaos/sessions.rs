@@ -38,12 +38,12 @@ impl World {
         let now = Timestamp::now();
         held = self.held_as(&role).unwrap_or(held);
         if crashes != self.crashes.load(Ordering::Relaxed) {
-            // The server ended the session by its own end.
+            // The server ended the session before the account's end.
             return;
         }
         let mut tally = self.tally.lock().unwrap();
         let lease = &held.credential.lease;
-        // Ended by an administrator, or found closed.
+        // An administrator ended the session, or it was found closed.
         let is_ended = failed.code().is_none_or(|code| code.code() == "57P01");
         if !is_ended {
             let words = format!("session of {role}, lease {lease}: {failed:?}");

@@ -154,7 +154,7 @@ impl Tally {
     ) {
         let late = now.duration_since(life.end).max(SignedDuration::ZERO);
         let late = late.unsigned_abs();
-        // A watcher that could not look does not know the lateness.
+        // A watcher that could not look does not know how late the end was.
         let is_sharp = now.duration_since(seen) < SignedDuration::from_secs(1);
         let free = is_sharp && self.excuse(life, now).is_zero();
         if free && late > SLOW {

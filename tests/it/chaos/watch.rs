@@ -39,7 +39,7 @@ impl World {
         let asked = Timestamp::now();
         let login = tokio::time::timeout(seconds(5), held.credential.login()).await;
         let Ok(login) = login else { return };
-        // Read again: it may have been renewed, or its end requested, meanwhile.
+        // The account is read again: meanwhile it may have been renewed, or its end requested.
         let held = self.held.lock().unwrap().get(role).cloned().unwrap_or(held);
         let words = format!(
             "{role}, lease {}, ends {}, asked at {asked}",
@@ -115,8 +115,8 @@ impl World {
             let lease = &one.credential.lease;
             let is_revoked = one.revoked.load(Ordering::Relaxed);
             if let Some(until) = look.roles.get(role) {
-                // A renewal without an answer was done or not. The API answers in whole seconds; the database keeps
-                // microseconds.
+                // A renewal without an answer may have been done or not. The API answers in whole seconds; the
+                // database keeps microseconds.
                 if one.unsure || *until < one.end + SignedDuration::from_secs(1) {
                     one.end = one.end.max(*until);
                 }
@@ -189,7 +189,7 @@ impl World {
         known
             .strangers
             .retain(|role, _| !known.handed_out.contains(role));
-        // Nobody is being handed it any more.
+        // By now nobody is still getting the credential.
         let old = asked - seconds(15);
         let role = known.strangers.iter().find(|(_, seen)| **seen < old);
         let Some((role, seen)) = role.map(|(role, seen)| (role.clone(), *seen)) else {
@@ -201,7 +201,7 @@ impl World {
             return;
         };
         known.strangers.remove(&role);
-        // Never asked about twice.
+        // No account is asked about twice.
         known.handed_out.insert(role);
         let gone = found["leases"][0]["revokedAt"].as_str();
         if gone.is_some_and(|gone| gone.parse::<Timestamp>().unwrap() < seen) {
@@ -220,7 +220,7 @@ impl World {
             let mut open: u64 = 0;
             match self.get("/v1/status").await {
                 Some((200, status)) => open += open_leases(&status),
-                // An unknown number is not 0.
+                // An unknown number does not count as 0.
                 _ => open += 1,
             }
             let rabbit = self.rabbit.handle();

@@ -91,7 +91,7 @@ async fn what_is_in_use_stays() {
     let base = format!("/v1/secrets/db:{}:root", site.name);
     let secret = format!("/v1/secrets/{path}");
 
-    // Neither a HEAD nor a description issues.
+    // Neither a HEAD nor a description issues a lease.
     assert_eq!(api.raw(Method::HEAD, &secret, None).await.status(), 200);
     api.ok(&format!("{secret}::description")).await;
     assert_eq!(api.ok("/v1/leases").await["length"], 0);
@@ -150,7 +150,7 @@ async fn what_is_in_use_stays() {
         .post(&format!("/v1/engines/{}/ping", engine.name), json!({}))
         .await;
     assert_eq!(status, 200, "{pong}");
-    // All accounts are gone; only the pool waits until their creates can commit no more.
+    // All accounts are gone. Only the pool must wait until their creates can no longer commit.
     let this = format!("/v1/pools/{pool}");
     let refused = api.raw(Method::DELETE, &this, None).await;
     assert_eq!(refused.status(), 409);

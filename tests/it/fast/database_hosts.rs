@@ -44,7 +44,7 @@ async fn an_engine_connects_only_where_it_may() {
         let (_, body) = system.api.post(&format!("{base}::{act}"), json!({})).await;
         assert!(body.to_string().contains("pool.hosts"), "{act}: {body}");
     }
-    // Of several hosts only the allowed ones are used.
+    // If a secret names several hosts, only the allowed hosts are used.
     to(&format!("{place},127.0.0.1"), site.server.port()).await;
     system.api.ok(&format!("/v1/secrets/{path}")).await;
     assert_eq!(rogue.logins(), 0);

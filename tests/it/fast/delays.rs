@@ -23,7 +23,7 @@ async fn mixed_ttls() {
             .await;
         let at: jiff::Timestamp = lease["revokedAt"].as_str().unwrap().parse().unwrap();
         let late = at.duration_since(credential.expiration).as_secs_f64();
-        // Behind a lease with a long TTL it would wait for more than a minute.
+        // Behind a lease with a long TTL the end would wait for more than a minute.
         assert!((0.0..10.0).contains(&late), "{late} s late");
     }
     for credential in &long {

@@ -90,7 +90,7 @@ async fn a_group_of_five_rolls_under_load() {
         tokio::spawn(async move { worst_lateness(&site, &done).await })
     };
 
-    // As a Deployment with maxSurge 1 and maxUnavailable 0 does.
+    // Engines are replaced as by a Deployment with maxSurge 1 and maxUnavailable 0.
     let mut slowest = Duration::ZERO;
     for leaving in std::mem::take(&mut engines) {
         engines.push(system.engine(&pool).await);
@@ -157,8 +157,9 @@ async fn what_was_begun_is_finished() {
     })
     .await;
     assert!(leaving.process.is_alive());
-    // A request that was delivered before the engine stopped consuming is done. Any other is refused, at the latest
-    // when the engine has finished: until then RabbitMQ counts it as a consumer. None waits for its deadline.
+    // A request that was delivered before the engine stopped consuming is done. Any other request is refused, at the
+    // latest when the engine has finished: until then RabbitMQ counts it as a consumer. No request waits for its
+    // deadline.
     let reads: Vec<_> = (0..20)
         .map(|_| {
             let (api, read) = (system.api.clone(), read.clone());

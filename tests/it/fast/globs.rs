@@ -20,7 +20,7 @@ async fn the_worst_glob_and_path_hold_nobody_up() {
     api.create(&format!("/v1/secrets/{path}"), json!({"data": {"a": 1}}))
         .await;
 
-    // Each of these took 10 s, and more with each star.
+    // Each of these globs took 10 s, and more with each star.
     let attack = async {
         let begun = Instant::now();
         let read = format!("/v1/secrets/{path}");

@@ -163,7 +163,7 @@ async fn what_cannot_be_granted() {
         "2"
     );
     assert_eq!(sqlstate(&client, "SELECT * FROM locked.t").await, "42501");
-    // Nothing is half made: failed reads leave neither accounts nor empty grant roles.
+    // Failed reads leave neither accounts nor empty grant roles.
     mayfly_tests::eventually("no role of a failed lease", seconds(60), async || {
         let failed = g.system.api.ok("/v1/leases?state=failed&limit=500").await;
         (failed["length"].as_u64().unwrap() >= 11).then_some(())

@@ -48,7 +48,7 @@ async fn reads_against_a_dead_database() {
             "{body}"
         );
     }
-    // The end of the first one was parked together with the create.
+    // The end of the first lease was parked together with the create.
     let (messages, rows) = (parked(&system), leases(&system, &dead).await);
     assert!(
         messages <= 2 && rows.len() <= 2,
@@ -57,7 +57,7 @@ async fn reads_against_a_dead_database() {
     );
     assert!(rows.iter().all(|row| row["state"] == "failed"), "{rows:?}");
 
-    // The same if a grant is impossible. When it becomes possible, the secret can be read.
+    // An impossible grant leaves nothing either. When the grant becomes possible, the secret can be read.
     let grants = json!({"grantPermissions": {"what": "SELECT", "where": "app.later"}, "ttl": 3000});
     let later = system.secret(&site, &pool, grants).await;
     for _ in 0..20 {

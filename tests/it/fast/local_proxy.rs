@@ -39,7 +39,7 @@ async fn a_program_that_knows_nothing() {
         site.name
     );
 
-    // Extended protocol, COPY both ways, rows that are larger than a chunk.
+    // This covers the extended protocol, COPY both ways, and rows that are larger than a chunk.
     let rows = client
         .query(
             "SELECT repeat('x', 1000000) FROM generate_series(1, $1)",
@@ -72,7 +72,7 @@ async fn a_program_that_knows_nothing() {
         .map(|row| row.unwrap().get::<_, i32>(0));
     assert!(pipelined.eq(0..200_i32));
 
-    // A request is cancelled, and no other one.
+    // The request is cancelled, and no other request.
     let cancel = client.cancel_token();
     let (state, ()) = tokio::join!(sqlstate(&client, "SELECT pg_sleep(60)"), async {
         eventually("it sleeps", seconds(10), async || {
@@ -85,7 +85,7 @@ async fn a_program_that_knows_nothing() {
     assert_eq!(state, "57014");
     assert_eq!(scalar(&client, "SELECT 1").await, "1");
 
-    // Messages that are no answers.
+    // A notification is a message that is no answer.
     let (listener, mut connection) = proxy.config().connect(NoTls).await.unwrap();
     let (sender, mut heard) = tokio::sync::mpsc::unbounded_channel();
     tokio::spawn(async move {
@@ -105,7 +105,7 @@ async fn a_program_that_knows_nothing() {
     assert_eq!(note.payload(), "hello");
     assert!(proxy.metric("mayfly_proxy_connections{").await >= 2.0);
 
-    // SIGTERM: idle sessions end, the account too, and the process with 0.
+    // After SIGTERM the idle sessions end, then the account, and the process ends with 0.
     proxy.process.signal(Signal::TERM);
     eventually("the proxy ends", seconds(15), async || {
         (!proxy.process.is_alive()).then_some(())
@@ -174,7 +174,8 @@ async fn what_is_refused_says_why() {
     assert!(silent.is_empty() && slow.is_empty());
     assert!(proxy.client().await.simple_query("SELECT 1").await.is_ok());
 
-    // The dispatcher is unreachable: new sessions begin, since the lease lives. A new proxy has no lease, and reports that.
+    // The dispatcher is unreachable. New sessions begin, because the lease lives. A new proxy has no lease, and
+    // reports that.
     system.kill_dispatcher();
     assert_eq!(scalar(&proxy.client().await, "SELECT 1").await, "1");
     let late = LocalProxy::unready(&system, &path, &[]).await;

@@ -87,7 +87,7 @@ fn a_key_that_others_can_read_is_refused() {
                 let help = format!("chmod 600 {}", file.display());
                 assert!(said.contains(&help), "{name} {bits:o}: {said}");
             }
-            // As Kubernetes and systemd give one: root's, and readable by the program's group.
+            // Kubernetes and systemd give a file that belongs to root and is readable by the program's group.
             mode(&file, 0o600);
         }
     }

@@ -26,7 +26,7 @@ async fn a_read_sent_again_gets_the_same_lease() {
     let (mut system, site, path, _engine) = furnished(json!({})).await;
     let (status, first) = read(&system, &path, "one").await;
     assert_eq!(status, 200, "{first}");
-    // At the same time, and after a restart.
+    // The read is repeated three times at once, and again after a restart.
     for _ in 0..2 {
         let again = [1, 2, 3].map(|_| read(&system, &path, "one"));
         for (status, answer) in futures_util::future::join_all(again).await {
@@ -40,7 +40,7 @@ async fn a_read_sent_again_gets_the_same_lease() {
     assert_eq!(site.accounts().await.len(), 1);
     let (_, other) = read(&system, &path, "two").await;
     assert_ne!(other["data"]["leaseId"], first["data"]["leaseId"]);
-    // A request with a different ttl is not the same request.
+    // A read with a different ttl is not the same request.
     let (status, body) = read(&system, &format!("{path}?ttl=7"), "one").await;
     assert_eq!(status, 400, "{body}");
     assert!(body["errors"]["Idempotency-Key"].is_array(), "{body}");
@@ -135,7 +135,7 @@ async fn shared_leases() {
     let reader = system.api.with_token(token["token"].as_str().unwrap());
     let theirs = Credential::from_answer(&reader.ok(&format!("/v1/secrets/{path}?ttl=6")).await);
     assert_ne!(theirs.lease, shared[0].lease, "another caller has its own");
-    // If less than half of the requested life is left, it gets another lease.
+    // If less than half of the requested life is left, the caller gets another lease.
     tokio::time::sleep(seconds(4)).await;
     let fresh = system.issue(&path, Some(6)).await;
     assert_ne!(fresh.lease, shared[0].lease);
@@ -196,11 +196,11 @@ async fn a_read_whose_dispatcher_died_begins_anew() {
         let started = std::time::Instant::now();
         let (status, answer) = read(&system, &path, step).await;
         assert_eq!(status, 200, "{step}: {answer}");
-        // Otherwise it would wait for the deadline of the dead dispatcher's read, 30 s.
+        // Otherwise the read would wait for the deadline of the dead dispatcher's read, 30 s.
         assert!(started.elapsed() < seconds(25), "{:?}", started.elapsed());
         let credential = Credential::from_answer(&answer);
         assert!(credential.login().await.is_ok());
-        // The account of the first try goes.
+        // The account of the first try is ended.
         eventually("one account is left", seconds(70), async || {
             (site.accounts().await == [credential.username.clone()]).then_some(())
         })

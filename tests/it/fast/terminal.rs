@@ -118,7 +118,7 @@ async fn a_terminal_shows_more_than_a_pipe() {
     assert!(answer["data"]["password"].is_string());
     assert_eq!(String::from_utf8(piped.stderr).unwrap(), "");
 
-    // Ctrl-C ends it. The terminal is as before, with the last table.
+    // Ctrl-C ends the command. The terminal is as before, with the last table.
     for (command, part) in [("status", engine.pool.as_str()), ("lease list", "active")] {
         let line = format!(
             "stty cols 200 rows 40; timeout --foreground --preserve-status -s INT 5 mayfly {command} --watch"

@@ -57,7 +57,7 @@ async fn settings_apply(server: Server) {
     let left = "SELECT count(*) FROM pg_db_role_setting s LEFT JOIN pg_roles r ON r.oid = s.setrole WHERE s.setrole <> 0 AND r.oid IS NULL";
     assert_eq!(scalar(&hand, left).await, "0");
 
-    // The right to become it, without the setting.
+    // Without the setting the account only has the right to become the role.
     let path = s.secret(json!({"grantPermissions": grants})).await;
     let credential = s.system.issue(&path, None).await;
     let client = credential.login().await.unwrap();
@@ -81,7 +81,7 @@ async fn settings_apply(server: Server) {
         let grant_role = scalar(&client, grant_role).await;
         let become_it = format!("SET ROLE \"{grant_role}\"");
         assert_eq!(sqlstate(&client, &become_it).await, "42501");
-        // A membership without the key does not let an account become the role.
+        // A membership without `setRole` does not let an account become the role.
         let plain = json!({"what": "MEMBER", "where": format!("role:{owner}")});
         let path = s.secret(json!({"grantPermissions": plain})).await;
         let plain = s.system.issue(&path, None).await.login().await.unwrap();

@@ -28,11 +28,11 @@ async fn owns_things_everywhere(server: Server, admin: Admin) {
         )
         .await
         .unwrap();
-    // An open transaction with a lock, and one that changed things.
+    // One open transaction has a lock and has changed rows, another has only begun.
     client.batch_execute("BEGIN; INSERT INTO public.items (note) VALUES ('open'); LOCK TABLE app.orders IN SHARE MODE").await.unwrap();
     let idle = credential.login().await.unwrap();
     idle.batch_execute("BEGIN; SELECT 1").await.unwrap();
-    // Privileges that were given by hand, here and in another database.
+    // These privileges are given by hand, in this database and in another one.
     let hand = site.admin().await;
     hand.batch_execute(&format!("GRANT INSERT ON public.items TO \"{role}\"; ALTER DEFAULT PRIVILEGES IN SCHEMA app GRANT INSERT ON TABLES TO \"{role}\"")).await.unwrap();
     let other = format!("other_{}", word());
@@ -60,7 +60,7 @@ async fn owns_things_everywhere(server: Server, admin: Admin) {
         client.simple_query("SELECT 1").await.is_err()
             && far.simple_query("SELECT 1").await.is_err()
     );
-    // What it created still exists, and its owner cannot log in.
+    // The objects that the account created still exist, and their owner cannot log in.
     assert_eq!(scalar(&hand, "SELECT count(*) FROM app.mine").await, "1");
     let owner = scalar(&hand, "SELECT rolname || ' ' || rolcanlogin || ' ' || rolsuper FROM pg_roles r JOIN pg_class c ON c.relowner = r.oid WHERE relname = 'mine'").await;
     assert!(

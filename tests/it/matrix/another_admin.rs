@@ -71,8 +71,8 @@ async fn another_admin(server: Server) {
         .await;
     system.gone(&site, &by_maker, seconds(60)).await;
 
-    // Now it does not work any more: the lease is stuck, with the reason. A kept session of the engine would work
-    // too.
+    // Now that version does not work any more either: the lease is stuck, with the reason. A kept session of the
+    // engine would still work, so it is ended.
     root.batch_execute(&format!(
         "ALTER ROLE {0} NOLOGIN; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{0}'",
         site.name

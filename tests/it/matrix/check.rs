@@ -147,7 +147,7 @@ async fn what_lacks_is_said_as_sql(server: Server) {
     let answer = check(&system, &path).await;
     assert_eq!(answer["ok"], false);
     assert!(!is_ok(&answer, "create roles") && !is_ok(&answer, "issue"));
-    // A statement that was run must not be needed again: each round gives what it names.
+    // Each round runs the statements that the check names. No statement may be named again.
     let mut rounds = 0;
     let last = loop {
         let answer = check(&system, &path).await;
@@ -296,7 +296,7 @@ async fn check_finds_trust() {
         .await;
     assert_eq!(status, 422, "{answer}");
     assert!(answer["message"].as_str().unwrap().contains("pg_hba.conf"));
-    // Nothing is left open, and the old password is in force.
+    // No rotation is open, and the old password is in force.
     server
         .put_hba(&format!("{keep}host all all 127.0.0.1/32 scram-sha-256"))
         .await;

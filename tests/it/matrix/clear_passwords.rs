@@ -46,7 +46,7 @@ async fn nothing_is_kept(version: Option<&str>) {
     );
     let stored = scalar(&hand, &stored).await;
     assert!(stored.starts_with("SCRAM-SHA-256$"), "{stored}");
-    // The verifier is the server's own: the one that the dispatcher would have sent is nowhere.
+    // The verifier is the server's own: the verifier that the dispatcher would have sent is nowhere.
     let log = log(&s);
     assert!(log.contains(&credential.username), "the log says much");
     assert!(!log.contains(&stored), "a verifier was sent");

@@ -50,7 +50,7 @@ async fn lease_retry_and_what_is_stuck() {
     let said = cli.fails(1, &["lease", "retry", id]);
     assert!(said.contains("in_use"), "{said}");
     let root = site.server.superuser(&site.name).await;
-    // A grant by a role of which the admin is no member.
+    // A role of which the admin is no member has given a privilege.
     let helper = format!("{}_helper", site.name);
     root.batch_execute(&format!(
         "CREATE ROLE {helper}; CREATE TABLE public.theirs (n int); ALTER TABLE public.theirs OWNER TO {helper}; \
@@ -80,7 +80,7 @@ async fn lease_retry_and_what_is_stuck() {
     root.batch_execute(&format!("DROP ROLE {helper}"))
         .await
         .unwrap();
-    // A try that was due may have ended it shortly before.
+    // The engine may have tried on its own shortly before and ended the account.
     let retried = cli.run(&["lease", "retry", id]);
     let said = String::from_utf8_lossy(&retried.stderr);
     assert!(

@@ -82,7 +82,7 @@ async fn limited(server: Server) {
     for (_, answer) in answers.iter().take(6) {
         assert!(Credential::from_answer(answer).login().await.is_ok());
     }
-    // And their ends.
+    // All accounts can also be ended with these connections.
     let (status, _) = system
         .api
         .delete(&format!("/v1/leases?path=db:{}", site.name))
@@ -139,7 +139,7 @@ async fn an_engine_keeps_within_its_bound() {
     }
     let (most, answers) = site.most_sessions(reads(&system, &paths, 60)).await;
     all_work(&answers);
-    // And the kept connection.
+    // The number includes the kept connection.
     assert!((2..=5).contains(&most), "{most} sessions");
 }
 

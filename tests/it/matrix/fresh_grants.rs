@@ -69,7 +69,7 @@ async fn living_accounts_get_what_is_made_later() {
     let pool = system.pool().await;
     let (one, two) = (system.engine(&pool).await, system.engine(&pool).await);
     let path = system.secret(&site, &pool, json!({})).await;
-    // The same grants: one look.
+    // Both secrets have the same grants, so there is one look.
     let same = system.secret(&site, &pool, json!({})).await;
     let credential = system.issue(&path, Some(250)).await;
     let _other = system.issue(&same, Some(250)).await;
@@ -97,8 +97,8 @@ async fn living_accounts_get_what_is_made_later() {
     let most = (begun.elapsed().as_secs_f64() / 1.6).ceil() + 1.0;
     assert!(taken <= most, "{taken} looks, {most} at most");
 
-    // Accounts of a secret whose grants were changed keep what they have; the new role, of which
-    // nobody is a member, is not even made.
+    // Accounts of a secret whose grants were changed keep what they have. Nobody is a member of the new role, so it
+    // is not made.
     let (status, answer) = system
         .api
         .put(

@@ -165,7 +165,7 @@ async fn a_migration_holds_a_table(server: Server) {
         "{checked}"
     );
 
-    // A named table, and a pattern that finds nothing else.
+    // One secret names a locked table, the other has a pattern that finds only a locked table.
     for on in ["app.held", "alone.*"] {
         let path = stage.granting("SELECT", on).await;
         let begun = std::time::Instant::now();
@@ -182,7 +182,7 @@ async fn a_migration_holds_a_table(server: Server) {
         );
         assert!(begun.elapsed() < seconds(20), "{:?}", begun.elapsed());
     }
-    // Many at once do not wait one after another.
+    // Many reads at once do not wait one after another.
     let path_of_named = stage.granting("SELECT,INSERT", "app.held").await;
     let reads = (0..6).map(|_| stage.read(&path_of_named));
     for (status, answer) in futures_util::future::join_all(reads).await {
@@ -194,7 +194,7 @@ async fn a_migration_holds_a_table(server: Server) {
     }
 
     migration.batch_execute("COMMIT").await.unwrap();
-    // Without another read.
+    // The privilege is granted without another read.
     eventually("the table is granted later", seconds(60), async || {
         (sqlstate(&client, "SELECT * FROM app.held").await == "00000").then_some(())
     })
@@ -252,7 +252,7 @@ async fn what_comes_to_nothing(server: Server, maintain: bool) {
         );
     }
 
-    // The account that makes the first table of a schema.
+    // An account makes the first table of a schema.
     let grants = json!([{"what": "USAGE,CREATE", "where": "schema:fresh"}, {"what": "ALL", "where": "fresh.*"}]);
     let path = stage.secret(json!({"grantPermissions": grants})).await;
     let checked = grant_findings(&stage, &path).await;
@@ -382,7 +382,7 @@ async fn time_runs_out(server: Server) {
     let (_, warnings) = account(&stage, &path).await;
     assert_eq!(warnings, "");
 
-    // The engine dies while it continues.
+    // The engine dies while it grants in the background.
     let path = stage.granting("SELECT", "public.*").await;
     std::fs::write(&fault, "grant.page delay 3300").unwrap();
     let (early, warnings) = account(&stage, &path).await;

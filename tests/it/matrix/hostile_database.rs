@@ -27,7 +27,7 @@ async fn calm(client: Client) -> Client {
         "default_transaction_isolation = 'read committed'",
         "jit = off",
         "role = none",
-        // Unknown before 17.
+        // This setting is unknown before PostgreSQL 17.
         "transaction_timeout = 0",
     ] {
         let _ = client.batch_execute(&format!("SET {setting}")).await;
@@ -106,7 +106,7 @@ async fn owners_attack(server: Server, admin: Admin) {
         attacker.plants(&owner, database, settings).await;
     }
     whole_life(&system, &site, &path).await;
-    // The account that the clean-up finds in the other database by a grant of its owner.
+    // The owner of the other database grants something to this account. So the clean-up finds the account there.
     let held = system.issue(&path, Some(120)).await;
     let owner = server
         .login(&attacker.name, &attacker.password, &elsewhere)
@@ -121,7 +121,7 @@ async fn owners_attack(server: Server, admin: Admin) {
     let lease = format!("/v1/leases/{}", held.lease);
     system.api.delete(&lease).await;
     if admin == Admin::CreateRole {
-        // Only its owner, or a superuser, can revoke the grant. Until then the role stays without a login, and the
+        // Only the owner or a superuser can revoke the grant. Until then the role stays without a login, and the
         // failure names who granted it.
         eventually(
             "the failure names what holds the role",

@@ -93,7 +93,7 @@ async fn what_is_left_gives_nothing(server: Server) {
         let owner = format!("SELECT proowner::regrole FROM pg_proc WHERE proname = '{hole}'");
         let owner = scalar(&root, &owner).await;
         assert!(owner.starts_with("mayfly_quarantine_"), "{hole}: {owner}");
-        // Nor other objects in quarantine.
+        // The function cannot read other objects in quarantine either.
         root.batch_execute("INSERT INTO app.left_behind VALUES (7)")
             .await
             .unwrap();
@@ -103,7 +103,7 @@ async fn what_is_left_gives_nothing(server: Server) {
     // A live account is not disturbed.
     assert_eq!(scalar(&working, "SELECT count(*) FROM items").await, "2");
 
-    // The sweep finds what an engine has left that died in between.
+    // The sweep finds what an engine has left that died before it had moved the objects.
     let left = format!("SET ROLE {group}; {}; RESET ROLE", a_loophole("late_hole"));
     root.batch_execute(&left).await.unwrap();
     let (status, answer) = system.api.post("/v1/leases/reconcile", json!({})).await;
@@ -166,7 +166,7 @@ async fn check_says_where_accounts_may_create() {
         let site = server.site(Admin::CreateRole).await;
         let path = system.secret(&site, &pool, grants.clone()).await;
         for _ in 0..2 {
-            // The second time the grant role exists.
+            // In the second round the grant role exists.
             let (ok, finding) = found(&system, &path).await;
             assert_eq!((ok, finding.is_some()), (!fails, fails), "{finding:?}");
         }

@@ -121,7 +121,7 @@ async fn a_grant_role_goes_beside_a_create(server: Server, whole: bool) {
         })
         .await;
         assert!(!fault.exists());
-        // A tidying engine that saw no member does this; later it drops the role, too.
+        // A tidying engine that saw no member renames the role. Later it drops the role, too.
         let root = server.superuser(&site.name).await;
         let gone = format!("mayfly_gone_{}", word());
         root.batch_execute(&format!("ALTER ROLE {group} RENAME TO {gone}"))

@@ -77,7 +77,7 @@ impl World {
 
 /// A lock on a catalog holds the look up for 3 s, until its time for locks is over. The read does not wait for it.
 async fn a_look_that_hangs_delays_no_read(server: Server) {
-    // A look at what is inserted reads pg_depend; a create does not.
+    // For `INSERT` a look reads pg_depend; a create does not.
     let world = world(server, json!({"what": "SELECT,INSERT", "where": "app.*"})).await;
     let locker = world.site.server.superuser(&world.site.name).await;
     for _ in 0..TRIES {

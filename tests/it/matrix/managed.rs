@@ -68,7 +68,7 @@ async fn on(version: &str) {
         }
     }
 
-    // A whole life: it works, is renewed, leaves a table behind, and is ended with its session open.
+    // The account works, is renewed, leaves a table behind, and is ended with its session open.
     let credential = system.issue(&path, Some(60)).await;
     let client = credential.login().await.unwrap();
     client
@@ -91,7 +91,7 @@ async fn on(version: &str) {
         scalar(&root, owner).await.starts_with("mayfly_quarantine_"),
         "{version}"
     );
-    // And at its end.
+    // The end of the TTL ends an account too.
     let short = system.issue(&path, Some(4)).await;
     system.gone(&site, &short, seconds(30)).await;
     assert!(site.accounts().await.is_empty());

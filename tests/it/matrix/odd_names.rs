@@ -42,7 +42,7 @@ async fn a_name_is_not_utf8(server: Server, admin: Admin) {
     for _ in 0..4 {
         neighbours.push(system.issue(&path, None).await);
     }
-    // The catalog keeps it as one byte. Databases with another encoding read it differently.
+    // The catalog keeps `é` as one byte. Databases with another encoding read it differently.
     let in_latin = server.superuser("latin").await;
     eventually("nobody is in the database", seconds(20), async || {
         let rename = "ALTER DATABASE odd RENAME TO \"odd é\"";
@@ -81,7 +81,7 @@ async fn a_name_is_not_utf8(server: Server, admin: Admin) {
     )
     .await;
     assert!(culprit.is_refused().await);
-    // Everything else that lists names works.
+    // All other requests that list names work.
     let (status, answer) = system.api.post("/v1/leases/reconcile", json!({})).await;
     assert_eq!(status, 200, "{answer}");
     assert_eq!(

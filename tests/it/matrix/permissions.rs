@@ -128,7 +128,7 @@ async fn try_it(channel: &Channel, act: &Act) -> Result<(), lapin::Error> {
 }
 
 fn key(pool: &str) -> String {
-    // 16 s: long enough to exist until the table is done.
+    // The delay of 16 s is long enough for the message to exist until the table is done.
     format!("{}{}{pool}", "0.".repeat(17), "1.0.0.0.0.0.0.")
 }
 

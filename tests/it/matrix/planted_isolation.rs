@@ -30,7 +30,7 @@ async fn renewed_during_a_revocation(server: &Server, sites: &[Site]) {
     }
     let mut holder = server.superuser("postgres").await;
     let root = server.superuser("postgres").await;
-    // Reads continue beside this lock, changes do not. The engine waits for 3 s, and then looks again.
+    // Reads continue beside this lock, but changes wait. The engine waits for 3 s, and then looks again.
     let moved = holder.transaction().await.unwrap();
     moved
         .batch_execute("LOCK TABLE pg_authid IN SHARE MODE")

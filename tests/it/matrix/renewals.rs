@@ -47,7 +47,7 @@ async fn a_life_prolonged(server: Server, admin: Admin) {
     assert_eq!(status, 200, "{lease}");
     assert!(end(&lease) > credential.expiration);
     assert_eq!(lease["maxExpiration"], before["maxExpiration"]);
-    // After the first end, and after its parked message.
+    // The account is tested after its first end, and after the parked message of that end.
     until(credential.expiration, 2000).await;
     assert!(credential.login().await.is_ok(), "renewed, yet refused");
     assert!(
@@ -94,7 +94,7 @@ async fn beyond_the_maximum_is_refused_and_never_cut() {
     let (system, _site, path, _engine) = furnished(json!({"ttl": 60, "maxTtl": 62})).await;
     let credential = system.issue(&path, None).await;
     let id = &credential.lease;
-    // Impossible by the request itself, and impossible by the database's clock.
+    // The first renewal is impossible by the request itself, the second by the database's clock.
     for (increment, wait) in [(63, 0), (62, 3)] {
         tokio::time::sleep(seconds(wait)).await;
         let (status, body) = renew(&system, id, increment).await;
@@ -178,7 +178,7 @@ async fn races_have_one_outcome() {
     let (system, site, path) = (&system, &site, &path);
     let around = (0..24).map(|n: i64| async move {
         let credential = system.issue(path, Some(2)).await;
-        // From half a second before the end to two seconds after it.
+        // The account is watched from half a second before the end to two seconds after it.
         let end = site.server.valid_until(&credential.username).await;
         until(end, n * 100 - 500).await;
         let (status, body) = renew(system, &credential.lease, 6).await;
@@ -209,7 +209,7 @@ async fn races_have_one_outcome() {
             );
         }
     }
-    // Beside a requested revocation: the account always ends.
+    // If a renewal and a revocation are requested together, the account always ends.
     let beside = (0..12).map(|_| async move {
         let credential = system.issue(path, Some(60)).await;
         let one = format!("/v1/leases/{}", credential.lease);
@@ -241,7 +241,7 @@ async fn a_renewal_nobody_recorded() {
     let (mut system, site, path, _engine) = furnished(json!({})).await;
     let credential = system.issue(&path, Some(3)).await;
     system.kill_dispatcher();
-    // The work of an engine.
+    // This statement does the work of an engine.
     let admin = site.server.superuser("postgres").await;
     admin
         .batch_execute(&format!(

@@ -30,7 +30,7 @@ async fn numbers_can_be_taken(server: Server) {
         let client = system.issue(&path, None).await.login().await.unwrap();
         let insert = format!("INSERT INTO {table} ({column}) VALUES ('1')");
         assert_eq!(sqlstate(&client, &insert).await, "00000", "{table}");
-        // No more than that: neither other sequences, nor the schema of a used one.
+        // The account gets no other sequences, and no right to the schema of a used sequence.
         let more = "SELECT has_sequence_privilege('numbers.other'::regclass::oid, 'USAGE') OR \
             has_schema_privilege('numbers', 'USAGE')";
         let other = "SELECT oid FROM pg_class WHERE relname = 'other'";
@@ -38,7 +38,7 @@ async fn numbers_can_be_taken(server: Server) {
         let more = more.replace("'numbers.other'::regclass::oid", &other);
         assert_eq!(scalar(&client, &more).await, "f", "{table}");
     }
-    // The same by a pattern: the sequence is in another schema.
+    // A pattern gives the same privilege: the sequence is in another schema.
     let grant = json!({"grantPermissions": {"what": "INSERT", "where": "app.*"}});
     let path = system.secret(&site, &pool, grant).await;
     let client = system.issue(&path, None).await.login().await.unwrap();
@@ -50,7 +50,7 @@ async fn numbers_can_be_taken(server: Server) {
             "{table} by a pattern"
         );
     }
-    // An account that only reads takes no numbers.
+    // An account that only reads may not use the sequence.
     let grant = json!({"grantPermissions": {"what": "SELECT", "where": "app.uses_shared"}});
     let path = system.secret(&site, &pool, grant).await;
     let client = system.issue(&path, None).await.login().await.unwrap();

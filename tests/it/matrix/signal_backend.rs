@@ -37,7 +37,7 @@ async fn an_admin_that_ends_all_sessions_joins_no_account(server: Server) {
     let admin = &site.name;
     let grant = format!("GRANT pg_signal_backend TO \"{admin}\"");
     root.batch_execute(&grant).await.unwrap();
-    // What a connection knows of its admin is asked when it is made. One that is idle for 1 s is closed.
+    // A connection reads the facts about its admin when it is opened. A connection that is idle for 1 s is closed.
     let second = eventually("a new connection knows it", seconds(60), async || {
         tokio::time::sleep(seconds(2)).await;
         let credential = system.issue(&path, None).await;

@@ -93,7 +93,7 @@ async fn grant_roles_come_and_go(server: Server, admin: Admin) {
     assert_eq!(scalar(&client, "SELECT count(*) FROM notes").await, "1");
     drop(client);
 
-    // A deleted secret's role goes by itself, and the last ones with the base secret.
+    // The role of a deleted secret is removed by itself, and the last roles with the base secret.
     let (status, _) = system
         .api
         .delete(&format!("/v1/secrets/{far}?leases=revoke"))
@@ -280,7 +280,7 @@ async fn reads_beside_tidying(server: Server, admin: Admin) {
             let client = credential.login().await.unwrap();
             assert_eq!(scalar(&client, "SELECT count(*) FROM items").await, "2");
             read.fetch_add(1, Relaxed);
-            // A moment without any member, so that there is something to tidy.
+            // For a moment the role has no member, so that there is something to tidy.
             system
                 .api
                 .delete(&format!("/v1/leases/{}", credential.lease))
@@ -318,7 +318,7 @@ async fn a_grant_role_that_is_made_again_is_empty_at_first() {
     let slowly = system.secret(&site, &one, json!({})).await;
     let path = system.secret(&site, &two, json!({})).await;
     eventually("an issue in the time of a look", seconds(120), async || {
-        // A look that counts as fresh for 1 s.
+        // This read makes a look that counts as fresh for 1 s.
         let looked = Instant::now();
         let credential = system.issue(&path, None).await;
         let lease = format!("/v1/leases/{}", credential.lease);
@@ -395,7 +395,7 @@ async fn uninstall() {
         assert!(roles_of(&system, site, "").await.is_empty(), "{answer}");
     }
 
-    // If no engine can do it, that is reported.
+    // If no engine can tidy, the answer reports that.
     tokio::task::spawn_blocking(move || engine.process.stop())
         .await
         .unwrap();

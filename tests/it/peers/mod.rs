@@ -88,8 +88,8 @@ async fn tests_of_drivers_have_the_same_results_through_the_proxy() {
         ..at_server
     };
     for (driver, tests, least) in [
-        // What is in `auth` asks for lines of pg_hba.conf. One test has the user's name in its text, and the readme
-        // a server without a password.
+        // The tests in `auth` need lines of pg_hba.conf. One test contains the user's name, and the readme needs a
+        // server without a password.
         (
             "pg8000-1.31.6",
             &[

@@ -169,7 +169,7 @@ async fn a_file_has_a_credential_that_works_at_all_times() {
 async fn a_file_is_whole_when_the_agent_is_killed() {
     let (system, site, path, _engine) = furnished(Server::pg18(), json!({"ttl": 20})).await;
     let directory = system.directory.clone();
-    // Some megabytes, so that the write takes a while.
+    // The file has some megabytes, so that the write takes a while.
     let rows = "{% for i in range(40) %}{% for j in range(1000) %}{{ username }} {{ password }}\n{% endfor %}{% endfor %}";
     std::fs::write(
         directory.join("big.j2"),
@@ -189,7 +189,7 @@ async fn a_file_is_whole_when_the_agent_is_killed() {
                     .next()
                     .is_some_and(|user| written.insert(user.to_owned()))
             }) {
-                // The write was faster than this test.
+                // The write was complete before the agent was killed.
                 break;
             }
         }

@@ -24,7 +24,7 @@ async fn the_brokers_memory_is_used_up() {
 
     system.rabbit.memory_alarm(true);
     let begun = Instant::now();
-    // The first is sent, and waits for its confirm.
+    // The first publish is sent, and waits for its confirm.
     let mut patience = seconds(20);
     while begun.elapsed() < ALARM {
         let at = Instant::now();

@@ -97,7 +97,7 @@ async fn a_bundle_is_at_the_broker_once() {
     assert!(each < 60_000, "{each} bytes a lease");
     assert_eq!(system.rabbit.messages(".=authorities"), 1);
 
-    // No dispatcher any more, and none of the engines that have read it.
+    // No dispatcher runs any more, and none of the engines that have read the bundle.
     let credential = system.issue(&path, Some(25)).await;
     assert!(credential.login().await.is_ok());
     system.kill_dispatcher();
@@ -168,7 +168,7 @@ async fn a_bundle_that_is_deleted_or_forged() {
     system.gone(&site, &kept, seconds(30)).await;
     named(&system, &path).await;
 
-    // Somebody replaces the server, and has put his own authority into the queue.
+    // An attacker replaces the server, and has put his own authority into the queue.
     let his = Pki::new();
     his.certificate("server", "server", Some("IP:127.0.0.1"));
     system.rabbit.delete(".=authorities");

@@ -27,14 +27,14 @@ async fn no_engine_is_said_at_once() {
         );
         asked.elapsed()
     };
-    // Otherwise it would wait for its deadline, 30 s.
+    // Otherwise the read would wait for its deadline, 30 s.
     assert!(ask().await < seconds(8));
-    // An engine that was there and was killed.
+    // An engine has run and was killed.
     let engine = system.engine(&pool).await;
     system.issue(&path, Some(1)).await;
     engine.process.kill();
     assert!(ask().await < seconds(8));
-    // An engine that dies with the task.
+    // An engine dies while it has the task.
     let engine = system.engine(&pool).await;
     engine.process.signal(Signal::STOP);
     let asked = Instant::now();
@@ -66,7 +66,7 @@ async fn engines_die() {
         system.lease(&credential.lease).await["engine"],
         first.name.as_str()
     );
-    // Stopped, it holds what it is given until it is dead.
+    // A stopped engine holds the tasks that it gets until it is dead.
     first.process.signal(Signal::STOP);
     let second = async {
         tokio::time::sleep(seconds(1)).await;
@@ -142,7 +142,7 @@ async fn the_dispatcher_is_gone_for_good() {
     system.kill_dispatcher();
     assert!(credential.login().await.is_ok());
     system.gone(&site, &credential, seconds(8)).await;
-    // A dispatcher that starts again learns of it.
+    // A dispatcher that starts again learns that the account has ended.
     system.start_dispatcher().await;
     system
         .lease_becomes(&credential.lease, "revoked", seconds(20))
@@ -218,7 +218,7 @@ async fn queues_are_deleted(rabbit: Rabbit) {
     let (system, site, path, _engine) = Scenario::on(Server::pg18()).broker(rabbit).start().await;
     let read = format!("/v1/secrets/{path}?ttl=1");
     let works_again = async || {
-        // The dispatcher declares them again 5 to 10 s after they were deleted.
+        // The dispatcher declares the queues again 5 to 10 s after they were deleted.
         eventually("a read works again", seconds(75), async || {
             let answer = tokio::time::timeout(seconds(4), system.api.get(&read)).await;
             answer.is_ok_and(|(status, _)| status == 200).then_some(())
@@ -266,7 +266,7 @@ async fn queues_are_deleted_without_an_engine() {
     let system = System::start().await;
     let pool = system.pool().await;
     system.rabbit.delete(".pool.");
-    // On a busy machine they may be back before a look finds them absent. The log is the proof.
+    // On a busy machine the queues may exist again before a query finds them absent. The log is the proof.
     eventually("the dispatcher misses them", seconds(30), async || {
         let log = std::fs::read_to_string(system.log()).unwrap_or_default();
         log.contains("queues are absent").then_some(())

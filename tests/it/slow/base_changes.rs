@@ -50,7 +50,7 @@ async fn another_password() {
         .delete(&format!("/v1/leases/{}", asked.lease))
         .await;
     system.gone(&site, &asked, seconds(5)).await;
-    // The parked messages have the old password for ever: they are replaced.
+    // The parked messages keep the old password, so the dispatcher replaces them.
     all_quiet(&system, &short).await;
 }
 
@@ -60,7 +60,7 @@ async fn another_user() {
     let credential = system.issue(&path, Some(4)).await;
     let asked = system.issue(&path, Some(40)).await;
     let root = site.server.superuser("postgres").await;
-    // The new admin may not end the old one's accounts; the old one still can.
+    // The new admin may not end the old admin's accounts. The old admin still can.
     root.batch_execute(&format!(
         "CREATE ROLE {0}_b LOGIN CREATEROLE PASSWORD 'b'; GRANT CONNECT ON DATABASE {0} TO {0}_b",
         site.name
@@ -75,7 +75,7 @@ async fn another_user() {
     .await;
     system.gone(&site, &credential, seconds(15)).await;
     all_quiet(&system, &credential).await;
-    // The old admin may not any more; the new one may now.
+    // Now the old admin cannot log in any more, and the new admin may end the accounts.
     root.batch_execute(&format!("ALTER ROLE {} NOLOGIN", site.name))
         .await
         .unwrap();
@@ -120,7 +120,7 @@ async fn another_address_of_the_same_server() {
     change_base(&system, &site, moved(site.server.port())).await;
     way.abort();
     let _ = way.await;
-    // From here on they log in where the server is.
+    // From here on the accounts log in at the server's own address.
     let [short, renewed] = [short, renewed].map(|credential| Credential {
         port: site.server.port(),
         ..credential
@@ -294,7 +294,7 @@ async fn stuck_and_tried_again() {
     let (system, site, _, path, _engine) = furnished(Server::pg18()).await;
     let credential = system.issue(&path, Some(60)).await;
     let root = site.server.superuser(&site.name).await;
-    // A grant by a role of which the admin is no member.
+    // A role of which the admin is no member has given a privilege.
     let helper = format!("{}helper", prefix(&site));
     root.batch_execute(&format!(
         "CREATE ROLE {helper}; CREATE TABLE public.theirs (n int); ALTER TABLE public.theirs OWNER TO {helper}; \
@@ -360,7 +360,7 @@ async fn the_key_of_a_pool_is_rotated() {
     for _ in 0..6 {
         assert!(system.issue(&path, Some(30)).await.login().await.is_ok());
     }
-    // Not before every engine has it.
+    // The rotation cannot be finished before every engine has the new key.
     let (status, body) = system.api.post(&rotate, json!({"finish": true})).await;
     assert_eq!(status, 409);
     assert!(
@@ -374,7 +374,7 @@ async fn the_key_of_a_pool_is_rotated() {
     .await;
     let after = system.issue(&path, Some(8)).await;
     new.process.kill();
-    // This engine cannot open what was sealed to the earlier key; the dispatcher seals it again.
+    // This engine cannot open what was sealed to the earlier key. The dispatcher seals it again.
     let _newest = system.engine_with_key(&newest_only).await;
     for credential in [&before, &after] {
         system.gone(&site, credential, seconds(25)).await;

@@ -88,7 +88,7 @@ async fn a_cluster(release: &str) {
         system.gone(&site, &before, seconds(30)).await;
         system.gone(&site, &during, seconds(30)).await;
         if node == 1 {
-            // A member that slept longer than net_ticktime does not work when it wakes up.
+            // A node that was suspended for longer than net_ticktime does not work when it wakes up.
             system.rabbit.kill(node);
         }
         system.rabbit.start(node);

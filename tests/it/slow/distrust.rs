@@ -206,7 +206,7 @@ async fn a_distrusted_pool() {
     let other = two.engines[1].as_ref().unwrap();
     assert_eq!(ended["pool"], json!(two.pools[1]));
     assert_eq!(ended["revokedBy"], json!(other.name));
-    // The thief cannot end the other lease, and a person still can.
+    // The thief cannot end the other lease, but a person still can.
     assert!(held.login().await.is_ok());
     two.revoke(&held).await;
     two.system.gone(&two.site, &held, seconds(10)).await;

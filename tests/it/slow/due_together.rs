@@ -124,7 +124,7 @@ async fn a_server_that_hangs_with_many_ends_holds_up_no_others() {
         latest = latest.max(due.elapsed());
     }
     hung.signal_all(Signal::CONT);
-    // Behind the hung server they would wait for its limits, one batch after another.
+    // Behind the hung server the ends would wait for its limits, one batch after another.
     assert!(latest < seconds(12), "{latest:?}");
     eventually(
         "all accounts of the hung server end",

@@ -59,7 +59,7 @@ async fn a_batch_costs_as_much_as_one_account() {
     wait_until_shared(&system, &path).await;
     system.api.delete(&below(&path)).await;
     site.no_accounts(seconds(60)).await;
-    // The looks after the window, and fresh heartbeats that a busy machine delays, may fall into one try.
+    // On a busy machine a try may also include the looks after the window, and heartbeats may be late.
     eventually("forty end together", seconds(180), async || {
         issued(&system, &path, 40).await;
         let recorder = Recorder::on(&system.rabbit).await;
@@ -97,7 +97,7 @@ async fn an_engine_that_lies_in_a_batch_ends_only_leases_of_its_pool() {
     let rogue = Liar::new(system.rabbit.url(), &system.key_file(&others));
     let root = site.server.superuser("postgres").await;
     let server = scalar(&root, "SELECT system_identifier FROM pg_control_system()").await;
-    // After the end of each, so that an account that was just made counts as gone.
+    // The reported time is after the end of each lease, so that an account that was just made counts as gone.
     let at = Timestamp::now() + seconds(3600);
     let gone = json!({"dropped": {"at": at, "server": server, "conclusive": true}});
     rogue
@@ -129,7 +129,7 @@ async fn an_engine_that_lies_in_a_batch_ends_only_leases_of_its_pool() {
         system.api.delete(&below(path)).await;
     }
     site.no_accounts(seconds(60)).await;
-    // What was reported as gone is looked for once more after the window.
+    // Accounts that were reported as gone are looked for once more after the window.
     own_site.no_accounts(seconds(60)).await;
 }
 
@@ -249,7 +249,7 @@ async fn a_changed_row_holds_up_no_other_of_its_batch() {
         .get(&format!("/v1/leases/{}", held[2].lease))
         .await;
     assert_eq!(refused.0, 503, "{}", refused.1);
-    // Repaired, it is recorded too.
+    // When the row is repaired, its outcome is recorded too.
     store.batch_execute(&change(&before)).await.unwrap();
     system
         .lease_becomes(&held[2].lease, "revoked", seconds(60))

@@ -177,7 +177,7 @@ async fn a_default_of_read_only_transactions_is_not_taken() {
     let server = Server::own("");
     let (system, site, path, _engine) = Scenario::on(server.clone()).start().await;
     let hand = server.superuser("postgres").await;
-    // Under an open connection, and for new ones.
+    // This must hold for an open connection and for new connections.
     system.issue(&path, Some(1)).await;
     for statement in [
         "ALTER SYSTEM SET default_transaction_read_only = on",
@@ -220,7 +220,7 @@ async fn too_many_connections_pass() {
         .find(|line| line.contains(r#"reason="connection""#))
         .unwrap();
     assert!(!retried.ends_with(" 0"), "{retried}");
-    // If that does not pass, the reason is reported in time.
+    // If the server stays full, the reason is reported in time.
     limit(0).await;
     tokio::time::sleep(seconds(2)).await;
     let asked = Instant::now();
@@ -327,7 +327,7 @@ async fn the_admin_may_have_a_certificate() {
     pki.install(&server);
     let clients = data.join("clients.crt");
     std::fs::copy(pki.file("root.crt"), &clients).unwrap();
-    // Read by the server's user.
+    // The server's user must be able to read the file.
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
     std::fs::set_permissions(&clients, mode).unwrap();
     let hba = data.join("pg_hba.conf");

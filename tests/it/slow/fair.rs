@@ -136,13 +136,14 @@ async fn a_flood_of_wrong_tokens() {
             new.ok("/v1/secrets").await;
         }
         done.store(true, Ordering::Relaxed);
-        // Each is a job of its own.
+        // Each of these calls is a job of its own.
         (calls + 4, median(times))
     };
     let (_, (calls, time)) = tokio::join!(futures_util::future::join_all(flood), right);
     let (asked, took) = (asked.load(Ordering::Relaxed), begun.elapsed());
     let cost = lookups(&system).await - before - calls;
-    // 50 one by one in 10 s, some of them side by side, and ten jobs a second.
+    // In 10 s at most 50 tokens are looked up one by one, some of them at the same time, and ten jobs a second
+    // follow.
     let most = (50 + 64) * (1 + took.as_secs() / 10) + 10 * (took.as_secs() + 1);
     assert!(
         cost <= most,

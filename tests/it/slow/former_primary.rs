@@ -32,17 +32,18 @@ async fn a_dispatcher_leaves_a_former_primary() {
     })
     .await;
     next.promote().await;
-    // As by another dispatcher, which is connected to the primary.
+    // Another dispatcher, which is connected to the primary, would delete the token in this way.
     let deleted = format!("DELETE FROM tokens WHERE id = '{id}'");
     there.batch_execute(&deleted).await.unwrap();
     let here = former.superuser(&database).await;
     assert_eq!(scalar(&here, &count).await, "1", "it is still there");
-    // The dispatcher looks every 10 s for another primary. Its sessions at the former one never end by themselves.
+    // The dispatcher looks every 10 s for another primary. Its sessions at the former primary never end by
+    // themselves.
     eventually("the token is refused", seconds(20), async || {
         (status().await == 401).then_some(())
     })
     .await;
-    // The session that writes may leave the former primary after those that read.
+    // The session that writes may leave the former primary after the sessions that read.
     let token = eventually("it writes again", seconds(20), async || {
         let body = json!({"read": ["db:*"], "ttl": 3600});
         let (status, token) = system.api.post("/v1/tokens", body).await;

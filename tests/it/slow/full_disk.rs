@@ -31,7 +31,8 @@ async fn the_disk_of_the_store_is_full() {
     for n in 0..20 {
         let asked = Instant::now();
         let (status, body) = match n % 4 {
-            // Done in the database, and not recorded: the account lives no shorter than the caller knows.
+            // The renewal is done in the database, but not recorded. The account lives at least as long as the caller
+            // knows.
             0 => {
                 let renew = format!("{lease}/renew");
                 system.api.post(&renew, json!({"increment": 300 + n})).await
@@ -46,7 +47,7 @@ async fn the_disk_of_the_store_is_full() {
         );
         assert!(asked.elapsed() < seconds(10), "{:?}", asked.elapsed());
     }
-    // Monitoring shows it, with the cause.
+    // The metrics show the failure, with its cause.
     eventually("it says that its disk is full", seconds(20), async || {
         let said = system.admin_text("/readyz").await;
         said.contains("the lease store fails: its disk is full")

@@ -67,7 +67,7 @@ async fn neighbours_do_not_wait(server: Server, admin: Admin) {
         .await;
     let root = server.superuser("postgres").await;
 
-    // An open transaction holds the row of the first.
+    // An open transaction holds the row of the first account.
     let path = system.secret(&site, &pool, json!({})).await;
     let locked = system.issue(&path, None).await;
     let holder = server.superuser("postgres").await;
@@ -77,24 +77,24 @@ async fn neighbours_do_not_wait(server: Server, admin: Admin) {
     );
     holder.batch_execute(&hold).await.unwrap();
     let holder_pid = scalar(&holder, "SELECT pg_backend_pid()").await;
-    // A process that does not end.
+    // A process of the second account does not end.
     let stopped = system.issue(&path, None).await;
     let session = stopped.login().await.unwrap();
     let stopped_pid = scalar(&session, "SELECT pg_backend_pid()").await;
     let process = Pid::from_raw(stopped_pid.parse().unwrap()).unwrap();
     let stop = Stopped::now(process);
-    // A database that lets nobody in, and one in which every login waits.
+    // One database allows no connection, and in another every login waits.
     let (shut, shut_path) = beside(&system, &site, &pool, "shut").await;
     let in_shut = owner(&system, &shut_path).await;
     let (waits, waits_path) = beside(&system, &site, &pool, "waits").await;
     let in_waits = owner(&system, &waits_path).await;
     let close = format!("ALTER DATABASE {shut} ALLOW_CONNECTIONS false");
     root.batch_execute(&close).await.unwrap();
-    // The engine may still have a session there, which the end of the account would use.
+    // The engine may still have a session in that database. The end of the account would use it.
     let sessions =
         format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{shut}'");
     root.batch_execute(&sessions).await.unwrap();
-    // From 17 on its owner needs a privilege for it.
+    // From 17 on the owner of the database needs a privilege for this REINDEX.
     let its_owner = match admin {
         Admin::Superuser => site.server.login(&site.name, &site.password, &waits).await,
         Admin::CreateRole => Ok(server.superuser(&waits).await),
@@ -113,7 +113,7 @@ async fn neighbours_do_not_wait(server: Server, admin: Admin) {
         assert!(status < 300, "{status} {answer}");
     }
     for neighbour in &neighbours {
-        // 39 s to 90 s before.
+        // An earlier version took 39 s to 90 s.
         ends(&site, neighbour, 15).await;
     }
     let took = asked.elapsed();
@@ -135,7 +135,7 @@ async fn neighbours_do_not_wait(server: Server, admin: Admin) {
     }
 
     assert!(stopped.is_refused().await);
-    // The server was never considered away.
+    // The server was never considered unreachable.
     let later = system.issue(&path, None).await;
     let (status, _) = system
         .api

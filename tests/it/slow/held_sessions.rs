@@ -81,7 +81,7 @@ async fn a_client_that_cannot_connect_again_lives_over_leases() {
     );
     assert!(!first.contains(user), "{first}");
 
-    // A cancel request by the key of the start ends the request of this session, and no other one's.
+    // A cancel request with the key of the start ends the request of this session only.
     let bystander = proxy.client().await;
     let sleeping = async |number: &str| {
         // The admin does not see what sessions of accounts do.
@@ -141,7 +141,7 @@ async fn what_cannot_be_made_again_keeps_its_account_to_the_end() {
             "had a cursor",
         ),
         ("LISTEN news", "had a LISTEN"),
-        // By its tags alone it has none.
+        // By its command tags alone the session would have no LISTEN.
         ("LISTEN news; UNLISTEN others", "had a LISTEN"),
         ("BEGIN", "a transaction was open"),
     ] {
@@ -150,7 +150,7 @@ async fn what_cannot_be_made_again_keeps_its_account_to_the_end() {
         client.until(b'Z').await;
         kept.push((client, what));
     }
-    // By its tags alone this one has no cursor: it closes a portal of the protocol.
+    // By its command tags alone this session has no cursor: it closes a portal of the protocol.
     let mut cursor = RawClient::new(&proxy, 0x3_0000).await;
     cursor
         .query("BEGIN; DECLARE mine CURSOR WITH HOLD FOR SELECT 1")
@@ -167,7 +167,7 @@ async fn what_cannot_be_made_again_keeps_its_account_to_the_end() {
     long.prepare_unnamed(&format!("SELECT '{}'", "x".repeat(20_000)))
         .await;
     kept.push((long, "had a long unnamed prepared statement"));
-    // These end their state before the end of the lease.
+    // The following sessions end their state before the end of the lease.
     let locked = proxy.client().await;
     let user = scalar(&locked, "SELECT current_user").await;
     scalar(&locked, "SELECT pg_advisory_lock(2)").await;
@@ -275,7 +275,7 @@ async fn slow_logins_keep_nobody_from_the_next_account() {
     config.options("-c post_auth_delay=13");
     let client = proxy.client().await;
     let account = scalar(&client, "SELECT session_user").await;
-    // As many as may log in with the next account at a time.
+    // This is the number of logins that may be in progress with the next account.
     let slow = join_all((0..8).map(|_| connect(&config))).await;
     assert!(slow.iter().all(Result::is_ok));
     // The session becomes idle when the others are in their logins.

@@ -92,7 +92,7 @@ async fn restored(
 ) {
     let ended = system.issue(&path, Some(30)).await;
     let live = system.issue(&path, Some(280)).await;
-    // A backup in the middle of an issue.
+    // The backup is made in the middle of an issue.
     engine.process.signal(rustix::process::Signal::STOP);
     let api = system.api.clone();
     let secret = format!("/v1/secrets/{path}?ttl=280");
@@ -206,7 +206,7 @@ async fn an_account_whose_pool_is_gone() {
         assert_eq!(status, 204, "{gone}: {body}");
     }
     assert_eq!(roles(&site).await, 1);
-    // Behind it in the ledger, by its name.
+    // By its name this role comes after the other in the ledger.
     let installation = system.api.ok("/v1/status").await["installation"].clone();
     let late = format!("{}zz", prefix(&site));
     let comment = format!(
@@ -282,7 +282,7 @@ async fn what_differs_is_shown_and_set_right() {
         (&moved, "expiration_differs"),
         (&forgotten, "settled_in_store"),
     ];
-    // The same server by another name, and an account on it that another Mayfly looks after.
+    // A second base secret names the same server by another name, and another installation has an account on it.
     let mut data = site.data();
     data["host"] = json!("localhost");
     let base = format!("db:{}:again", site.name);
@@ -338,7 +338,7 @@ async fn what_differs_is_shown_and_set_right() {
     let found = ask(true).await;
     assert_eq!(found["differences"], json!([]));
     assert_eq!(found["messagesMissing"], json!(0), "{found}");
-    // The parked end is enough: nothing reconciles any more.
+    // The parked end is enough: nothing is left to reconcile.
     let soon = system.issue(&path, Some(12)).await;
     system.rabbit.lose_parked();
     let found = ask(false).await;

@@ -40,7 +40,8 @@ async fn are_mended(system: &System) {
             if !is_whole || lost.is_none() || parked < lost {
                 return None;
             }
-            // A second pass may be about to begin. A probe, which is no end, has left by then.
+            // The dispatcher may be about to park all ends a second time. A probe, which is no end, has left the
+            // levels by then.
             tokio::time::sleep(seconds(2)).await;
             (system.rabbit.messages(".delay.L") > 0).then_some(())
         },
@@ -52,7 +53,7 @@ async fn are_mended(system: &System) {
 /// message in `unroutable` counted as confirmed, the end would be lost.
 async fn a_read_without_levels(rabbit: Rabbit) {
     let (mut system, site, path, _engine) = furnished(rabbit).await;
-    // 16.5 s are 66 ticks: levels 6 and 1.
+    // 16.5 s are 66 ticks, which are levels 6 and 1.
     system.rabbit.delete(".delay.L06");
     let credential = system.issue(&path, Some(16)).await;
     system.kill_dispatcher();

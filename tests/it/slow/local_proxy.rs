@@ -38,10 +38,10 @@ async fn a_long_transaction_is_cut_before_its_account_ends() {
             .env_remove("PGPASSWORD");
         tokio::task::spawn_blocking(move || command.output().unwrap())
     };
-    // In a transaction, and in one statement, which the server works on.
+    // One session is in a transaction, and one is in a statement that the server works on.
     let busy = psql("BEGIN; SELECT current_user; SELECT pg_sleep(300); COMMIT");
     let statement = psql("SELECT pg_sleep(300)");
-    // The idle session is moved by the new lease, at two thirds of the old one.
+    // The new lease moves the idle session, when two thirds of the old lease have passed.
     eventually("the idle session is moved", seconds(20), async || {
         idle.is_closed().then_some(())
     })
@@ -95,7 +95,7 @@ async fn many_sessions_are_cheap_and_a_slow_reader_holds_nothing() {
         .start()
         .await;
     let proxy = LocalProxy::start(&system, &path, &[]).await;
-    // The first ones pay for what all share.
+    // The first clients cause the cost that all clients share.
     let mut clients = Vec::new();
     for _ in 0..20 {
         clients.push(proxy.client().await);

@@ -68,11 +68,11 @@ async fn a_client_that_vanished_holds_no_session() {
         .await;
     let proxy = LocalProxy::start(&system, &path, &[]).await;
     let mut machine = Machine::before(proxy.port);
-    // One is idle, and one waits for an answer, which comes after it has vanished.
+    // One client is idle, and one waits for an answer, which comes after the client's machine has vanished.
     let _idle = RawClient::at(machine.port, 0x3_0000).await;
     let mut waiting = RawClient::at(machine.port, 0x3_0000).await;
     waiting.query("SELECT pg_sleep(5)").await;
-    // This one reads nothing, and acknowledges that.
+    // This client reads nothing, but its machine acknowledges the probes.
     let slow = TcpStream::connect(("127.0.0.1", proxy.port)).await.unwrap();
     let mut slow = slow;
     slow.write_all(&startup(0x3_0000, &[("user", "slow")]))

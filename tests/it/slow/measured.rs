@@ -50,7 +50,7 @@ async fn requests_and_work_are_counted() {
         .await;
     assert_eq!(status, 400);
 
-    // Text of a caller in any part of a request.
+    // These requests have a caller's own text in any part. It must not become a label.
     let mine = format!("x{}", word());
     let nobody = system.api.with_token(&mine);
     assert_eq!(nobody.get(&format!("/v1/secrets/{mine}")).await.0, 401);
@@ -82,7 +82,7 @@ async fn requests_and_work_are_counted() {
             "mayfly_dispatcher_http_requests_total{{method=\"{method}\",route=\"{route}\",status=\"{status}\"}}"
         )
     };
-    // Each with the least number of times that it came.
+    // Each metric has its minimum value.
     let wanted = [
         (of_pool("renewals", "ok"), 1.0),
         (of_pool("renewals", "refused"), 1.0),
@@ -179,7 +179,7 @@ async fn processes_are_measured_where_proc_is_hidden() {
         let value =
             |name: &str| number(&scrape, name).unwrap_or_else(|| panic!("{name} in\n{scrape}"));
         let started = value("process_start_time_seconds");
-        // The clock of the kernel's ticks and ours are read one after the other.
+        // The clock of the kernel's ticks and the test's clock are read one after the other.
         assert!(
             started > begun - 5.0 && started < now + 5.0,
             "{begun} {started} {now}"

@@ -63,7 +63,7 @@ async fn a_create_that_comes_again_after_the_end() {
     assert_eq!(status, 200, "{answer}");
     let credential = Credential::from_answer(&answer);
     system.gone(&site, &credential, seconds(10)).await;
-    // Another engine knows nothing of the end.
+    // Another engine does not know that the account has ended.
     engine.process.stop();
     let engine = system.engine(&pool).await;
     put(&url, &queue, &create).await;
@@ -229,7 +229,7 @@ async fn renewals_delivered_twice_and_out_of_order() {
     assert_eq!(scalar(&root, &left).await, "t", "it was moved back");
     assert!(credential.login().await.is_ok());
 
-    // Once more after the end: nothing comes back to life.
+    // The longest renewal is delivered again after the account's end: no account comes back.
     system
         .api
         .delete(&format!("/v1/leases/{}", credential.lease))

@@ -88,7 +88,7 @@ async fn the_accounts_are_ended_where_they_are(
     let House { system, path, .. } = house;
     let server = &site.server;
     assert_ne!(before, identity(server).await);
-    // No account ended by it.
+    // The move itself ended no account.
     let session = asked.login().await.unwrap();
     assert_eq!(scalar(&session, "SELECT count(*) FROM items").await, "2");
     house.revoke(&asked).await;
@@ -262,7 +262,7 @@ async fn a_copy_settles_nothing() {
     let lease = house.system.lease(&asked.lease).await;
     assert_eq!(lease["state"], "revoking", "{lease}");
     assert!(lease["revokedAt"].is_null(), "{lease}");
-    // The true server is back, and the account still existed there.
+    // The original server runs again, and the account still existed there.
     site.server.start();
     is_gone(&site.server, &asked).await;
     house.is_revoked(&asked).await;

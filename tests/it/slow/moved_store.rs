@@ -58,14 +58,14 @@ async fn the_store_moves_to_postgresql_with_its_leases() {
     let url = Server::pg15().store().await;
     std::fs::write(&file, &url).unwrap();
     let to = file.to_str().unwrap();
-    // Not under a running dispatcher, and not with a password on the command line.
+    // The move is refused while a dispatcher runs, and with a password on the command line.
     let output = system.local(&["--copy-store", to], &[]);
     refused(&output, "another dispatcher is running with this store");
     let output = system.local(&["--copy-store", &url], &[]);
     refused(&output, "a password on the command line");
     system.stop_dispatcher();
 
-    // Nor over another store.
+    // A move over another store is refused too.
     let other = run_dir().join(format!("store-url-{}", word()));
     std::fs::write(&other, Server::pg15().store().await).unwrap();
     let other_settings = [("MAYFLY__STORE__URL_FILE", other.to_str().unwrap())];
@@ -73,8 +73,8 @@ async fn the_store_moves_to_postgresql_with_its_leases() {
     let output = system.local(&["--copy-store", other.to_str().unwrap()], &[]);
     refused(&output, "it is not empty");
 
-    // Killed before the old store is marked, nothing has changed. Killed after it, neither store can be used, and the
-    // same command completes the move.
+    // If the move is killed before the old store is marked, nothing has changed. If it is killed after that, neither
+    // store can be used, and the same command completes the move.
     std::fs::write(&fault, "copy.copied kill").unwrap();
     assert!(
         !system
@@ -106,7 +106,7 @@ async fn the_store_moves_to_postgresql_with_its_leases() {
     assert!(output.status.success(), "{}", said(&output));
     assert!(kept.login().await.is_ok(), "the account died in the move");
 
-    // The old store is refused, the new one has everything.
+    // The old store is refused. The new store has everything.
     refused(&system.local(&[], &[]), "it was moved to");
     let moved = system.beside(&[("MAYFLY__STORE__URL_FILE", to)]);
     moved.ready().await;
@@ -136,7 +136,8 @@ async fn the_store_moves_to_postgresql_with_its_leases() {
     assert!(site.accounts().await.is_empty());
     drop(engine);
 
-    // Back into a file, beside the running dispatcher: its store is not usable from then on.
+    // The store is moved back into a file while the dispatcher runs. From then on the dispatcher cannot use its
+    // store.
     let back = run_dir().join(format!("back-{}.db", word()));
     let target = format!("sqlite:{}", back.display());
     let output = moved.local(&["--copy-store", &target], &[]);
@@ -176,7 +177,7 @@ async fn a_store_with_a_row_of_a_stranger_is_not_moved() {
     let target = format!("sqlite:{}", target.display());
     let output = system.local(&["--copy-store", &target], &[]);
     refused(&output, &format!("tokens row {id}"));
-    // The old one goes on.
+    // A dispatcher with the old store still works.
     system.start_dispatcher().await;
 }
 
@@ -193,7 +194,8 @@ async fn a_checked_copy_comes_back() {
         all.sort();
         all
     };
-    // Two old ones and the rest of one that was not finished; then a new one, of which two are kept.
+    // The directory has two old copies and the rest of an unfinished one. After the next copy the two newest are
+    // kept.
     for name in ["mayfly-20200101T000000Z.db", "mayfly-20210101T000000Z.db"] {
         std::fs::write(copies.join(name), "old").unwrap();
     }

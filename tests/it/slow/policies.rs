@@ -75,7 +75,7 @@ async fn the_command_line_sets_it_right(release: &str) {
     let refused = cli.fails(2, &["init", "--broker", &system.rabbit.management_url()]);
     assert!(refused.contains("command line"), "{refused}");
 
-    // An operator policy applies beside any other.
+    // An operator policy applies together with any other policy.
     system
         .rabbit
         .operator_policy("limits", ".*", r#"{"expires": 3600000}"#);

@@ -133,7 +133,7 @@ impl Seen {
             .unwrap();
         self.accounts
             .extend(roles.iter().map(|row| row.get::<_, String>(0)));
-        // By the server's clock. The role of a session may be gone.
+        // The lateness is by the server's clock. The role of a session may be gone.
         let overdue = "SELECT a.pid FROM pg_stat_activity a LEFT JOIN pg_roles r ON r.oid = a.usesysid \
              WHERE a.datname = $1 AND a.backend_type = 'client backend' \
                AND (r.oid IS NULL OR r.rolvaliduntil < clock_timestamp())";
@@ -214,7 +214,7 @@ async fn programs_live_over_many_leases_and_faults() {
     let mut seen = Seen {
         root: site.server.superuser("postgres").await,
         pools: pools(&site, &proxy, &holding),
-        // One with a connection for each transaction, and one that cannot connect again.
+        // The first pgbench makes a connection for each transaction, and the second cannot connect again.
         pgbench: [
             Pgbench::start(&site, &proxy, "-C"),
             Pgbench::start(&site, &holding, "-R 50"),
@@ -227,7 +227,7 @@ async fn programs_live_over_many_leases_and_faults() {
     seen.accounts(ACCOUNTS / 2 * 2).await;
     drop(engine);
     seen.accounts(ACCOUNTS * 2).await;
-    // Accounts that live for longer see the dispatcher and the broker away.
+    // Accounts with a longer life continue while the dispatcher and the broker are down.
     set_life(&system, &path, LONG).await;
     eventually("accounts have the long life", seconds(30), async || {
         seen.look().await;

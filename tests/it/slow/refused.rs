@@ -50,7 +50,7 @@ async fn five_thousand_refused_publishes_cost_no_channel() {
         });
     }
     callers.join_all().await;
-    // Publishers in use at once have a channel each, and a busy machine has more of them at once.
+    // Each publisher in use has a channel, and a busy machine has more publishers at a time.
     let after = system.rabbit.channels();
     assert!(
         after <= channels + 200,

@@ -172,7 +172,7 @@ async fn dispatcher_key(systems: &[&System]) {
         .await;
     assert_eq!(status, 200, "{pong}");
 
-    // The engines forget the old key: what was sealed with it is sealed again.
+    // The engines forget the old key. Messages that were sealed with it are sealed again.
     let only = give_to(first, &pool, &both).await;
     let text = std::fs::read_to_string(&only).unwrap();
     assert!(!text.contains("previousDispatcherKeys"), "it is kept");

@@ -109,7 +109,7 @@ async fn a_recorded_create_after_the_final_revocation() {
         .delete(&format!("/v1/leases/{}", credential.lease))
         .await;
     system.gone(&site, &credential, seconds(10)).await;
-    // At once: within the deadline only the engine that ended the account knows of its end.
+    // The replay comes at once: within the deadline only the engine that ended the account knows of its end.
     put(
         &system.rabbit.url(),
         &queue(&pool),
@@ -119,7 +119,7 @@ async fn a_recorded_create_after_the_final_revocation() {
     .await;
     settled(&engine, &pool, "create", 2).await;
     assert!(credential.is_refused().await, "the account is back");
-    // 24 s after the deadline its absence is final, and nobody looks at it any more.
+    // 24 s after the deadline the account's absence is final, and nobody looks for it any more.
     eventually("the window is over", seconds(60), async || {
         (begun.elapsed() > seconds(31)).then_some(())
     })
@@ -342,7 +342,7 @@ async fn a_recorded_renewal_and_its_answer() {
         first,
         "the replay moved its end"
     );
-    // One that was asked for goes on, also from another end than the store knows.
+    // A renewal that a caller requests works, also from another end than the store knows.
     let (status, longer) = system.api.post(&renew, json!({"increment": 90})).await;
     assert_eq!(status, 200, "{longer}");
     assert!(end(&longer) > end(&renewed));

@@ -56,7 +56,8 @@ async fn a_server_that_goes_down_is_never_called_a_failed_statement() {
         });
     }
     for round in 0..ROUNDS {
-        // Long enough that the breaker lets connect again, and callers are in the middle of things.
+        // The pause is long enough for the breaker to allow connections again, and callers are in the middle of
+        // requests.
         tokio::time::sleep(Duration::from_millis(600 + 37 * round as u64)).await;
         match round % 5 {
             // One backend is killed: the server ends all the others and recovers.

@@ -120,7 +120,7 @@ async fn a_rogue_server_learns_nothing() {
             .post(&format!("/v1/secrets/{base}::rotate"), json!({}))
             .await;
         assert!(status >= 400, "{what}: {body}");
-        // A trial with a random password shows that the server lets anybody in, and stops there.
+        // A trial with a random password shows that the server accepts any login. The engine stops after that.
         let heard = rogue.heard();
         let is_little = match wants {
             Wants::Nothing => heard.chunks(5).all(|one| one == b"X\0\0\0\x04"),
@@ -128,7 +128,8 @@ async fn a_rogue_server_learns_nothing() {
         };
         assert!(is_little, "{what}: {:?}", String::from_utf8_lossy(&heard));
     }
-    // If TLS is required, a server without TLS gets no login, nor does one with another name.
+    // If TLS is required, a server without TLS gets no login. If the name is verified, a server with another name
+    // gets none.
     let rogue = Rogue::start(Wants::Scram, false).await;
     let data = at(rogue.port, json!({"sslmode": "require"}));
     assert!(it.refused(data).await.1.contains("offers no TLS"));
@@ -157,7 +158,7 @@ async fn a_weaker_login_must_be_asked_for() {
         it.refused(data).await;
         assert!(has(&rogue.heard(), heard), "{wants:?}");
     }
-    // Of two methods, only the weaker one.
+    // If the base secret allows MD5, a request for the weaker method (a password in clear) is refused.
     let rogue = Rogue::start(Wants::Password, true).await;
     it.refused(at(rogue.port, json!({"auth": "md5"}))).await;
     assert!(rogue.heard().is_empty());
@@ -385,7 +386,7 @@ async fn a_kept_password_does_not_follow_an_address() {
         said.contains("data.password") && said.contains("port"),
         "{said}"
     );
-    // With the password it is a statement of the owner.
+    // With the password in it, the update shows that its author knows the password.
     let body =
         json!({"data": {"port": rogue.port, "sslmode": "disable", "password": site.password}});
     let (status, answer) = it.system.api.put(&base, body).await;
@@ -399,7 +400,7 @@ async fn a_kept_password_does_not_follow_an_address() {
 #[tokio::test]
 async fn a_server_by_its_unix_socket() {
     let it = furnished().await;
-    // Relative to the server's data directory.
+    // The path is relative to the server's data directory.
     let site = Server::own("unix_socket_directories = '.'")
         .site(Admin::CreateRole)
         .await;
@@ -415,7 +416,7 @@ async fn a_server_by_its_unix_socket() {
         .await;
     assert_eq!(finding(&answer, "tls")["ok"], true, "{answer:#}");
     assert_eq!(finding(&answer, "login")["message"], "scram-sha-256");
-    // As in libpq: a TLS setting does not concern a Unix socket, also beside another host.
+    // A TLS setting does not concern a Unix socket, as in libpq, also if another host is named with it.
     data["sslmode"] = json!("require");
     let (_, path) = it.secret(data.clone()).await;
     it.system.issue(&path, Some(60)).await;
@@ -423,7 +424,7 @@ async fn a_server_by_its_unix_socket() {
     data["host"] = json!([directory, "db2.example"]);
     let (_, path) = it.secret(data.clone()).await;
     it.system.issue(&path, Some(60)).await;
-    // But a login that must be bound to a connection is refused without a binding.
+    // A login that must be bound to a connection is refused without a binding.
     data["host"] = json!(directory);
     data["channelBinding"] = json!("require");
     let (_, said) = it.refused(data.clone()).await;

@@ -263,7 +263,7 @@ async fn rotate_and_the_engine_hangs() {
     let rotation = rotating(&system, &site);
     waits_for_the_row(&site).await;
     engine.process.signal(rustix::process::Signal::STOP);
-    // The statement ends by its lock time-out, and nobody reads the result.
+    // The lock time-out ends the statement, and nobody reads the result.
     let (status, answer) = rotation.await.unwrap();
     assert!(status >= 500, "{status} {answer}");
     let _other = system.engine(&pool).await;

@@ -31,7 +31,7 @@ async fn the_change_is_lost(server: Server) {
         );
         root.batch_execute(&text).await.unwrap();
     };
-    // As after a failover to a standby that did not have the change yet.
+    // The server has the earlier password again, as after a failover to a standby that did not have the change yet.
     put_back(&before).await;
     eventually(
         "the earlier password is used again",
@@ -58,7 +58,7 @@ async fn the_change_is_lost(server: Server) {
         .await;
     assert_eq!(described["version"], "3");
 
-    // A lease was made with the new one, so the other is forgotten.
+    // A lease was made with the new password, so the other password is forgotten.
     put_back(&after).await;
     let log = std::fs::read_to_string(system.log()).unwrap().len();
     let read = async || system.api.get(&format!("/v1/secrets/{path}")).await;

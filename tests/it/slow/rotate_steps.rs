@@ -44,7 +44,7 @@ async fn rotate_and_the_dispatcher_is_struck() {
     let pool = system.pool().await;
     let _engine = system.engine(&pool).await;
     for (step, expected) in [
-        // Nothing was asked of an engine yet.
+        // The engine has got no request yet.
         ("rotate.journaled", false),
         ("rotate.answered", true),
         ("rotate.recorded", true),

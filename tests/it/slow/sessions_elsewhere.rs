@@ -133,7 +133,7 @@ async fn sessions_on_standbys_end(primary: Server, admin: Admin) {
         return;
     }
 
-    // A standby that lags delays nothing, and is looked at again.
+    // A standby that lags behind delays nothing, and is looked at again.
     let (account, session) = session_at(&system, &path, &standby).await;
     let there = standby.superuser("postgres").await;
     scalar(&there, "SELECT pg_wal_replay_pause()").await;

@@ -39,7 +39,7 @@ fn of_kind<'r>(all: &'r [Recorded], kind: &'r str) -> impl Iterator<Item = &'r [
 async fn the_messages_of_an_issue() {
     let (system, _site, path, _engine) = Scenario::on(Server::pg18()).start().await;
     wait_until_shared(&system, &path).await;
-    // The form needs fresh heartbeats of all engines, which a busy machine may delay.
+    // Shared seals need fresh heartbeats of all engines, which a busy machine may delay.
     let all = eventually("five issues in this form", seconds(60), async || {
         let recorder = Recorder::on(&system.rabbit).await;
         for _ in 0..5 {

@@ -30,7 +30,7 @@ async fn a_database_that_hangs_does_not_slow_the_others() {
     let engine = system.engine(&pool).await;
     let sick_path = system.secret(&sick, &pool, json!({})).await;
     let well_path = system.secret(&well, &pool, json!({})).await;
-    // All end at about the same time, for any duration of the reads.
+    // All accounts end at about the same time, for any duration of the reads.
     let end = Instant::now() + seconds(40);
     let mut issuers = JoinSet::new();
     for n in 0..6 {
@@ -98,11 +98,11 @@ async fn a_database_that_hangs_does_not_slow_the_others() {
     println!(
         "well: slowest create {slowest_create:?}, latest end {latest_end:?}; sick: {refused} refused, slowest {slowest_refusal:?}"
     );
-    // Otherwise they would wait for its time-outs, of 10 s and more.
+    // Otherwise these would wait for the time-outs of the sick server, 10 s and more.
     assert!(slowest_create < seconds(9), "{slowest_create:?}");
     assert!(latest_end < seconds(9), "{latest_end:?}");
     assert!(slowest_refusal < seconds(20), "{slowest_refusal:?}");
-    // Twelve callers for 20 s: if each waited for its own time-out, they would be far fewer.
+    // Twelve callers ask for 20 s. If each waited for its own time-out, there would be far fewer refusals.
     assert!(refused > 40, "{refused}");
     eventually("a revocation says why", seconds(30), async || {
         let metrics = engine.admin_text("/metrics").await;
@@ -116,7 +116,7 @@ async fn a_database_that_hangs_does_not_slow_the_others() {
     let back = Instant::now();
     sick.no_accounts(seconds(30)).await;
     println!("all gone {:?} after its return", back.elapsed());
-    // The kept connection ended them. The breaker tries the server again within 3 s.
+    // The kept connection ended the accounts. The breaker tries the server again within 3 s.
     let answer = eventually("accounts are made there again", seconds(10), async || {
         let read = format!("/v1/secrets/{sick_path}?ttl=60");
         let (status, answer) = system.api.get(&read).await;

@@ -85,13 +85,13 @@ async fn every_slot(
     }
     let hoarders: Vec<Hoarder> = credentials.iter().map(Hoarder::start).collect();
     eventually("no slot is left", seconds(10), async || {
-        // A connection that the engine keeps briefly after its work is taken, too.
+        // A connection that the engine keeps for a short time after its work takes a slot, too.
         let engines = count(&root, "application_name = 'mayfly-engine'").await;
         (engines <= 1 && is_full(&site).await).then_some(())
     })
     .await;
 
-    // Readers get the reason, and other servers are as fast as before.
+    // Callers get the reason, and other servers are as fast as before.
     let read = format!("/v1/secrets/{path}");
     let reading = (0..16).map(|_| system.api.get(&read));
     let refused = futures_util::future::join_all(reading);
@@ -114,7 +114,7 @@ async fn every_slot(
             "{answer}"
         );
     }
-    // Otherwise they would wait for 10 s and more.
+    // Otherwise the requests would wait for 10 s and more.
     assert!(slowest < seconds(9), "{slowest:?}");
 
     let last = credentials.iter().map(|one| one.expiration).max().unwrap();
@@ -146,7 +146,7 @@ async fn every_slot(
     }
     assert_eq!(count(&root, &format!("backend_type = 'client backend' AND usename IS DISTINCT FROM 'postgres' AND usename IS DISTINCT FROM '{}'", site.name)).await, 0);
 
-    // While an account exists one connection is kept; then none.
+    // One connection is kept while an account exists, and none after that.
     let next = system.issue(&path, Some(300)).await;
     let kept = "application_name = 'mayfly-engine'";
     tokio::time::sleep(seconds(2)).await;
@@ -229,7 +229,7 @@ async fn check_compares_limits_with_max_connections() {
     let finding = compared(&system, &path).await;
     assert_eq!(finding["ok"], false, "{finding}");
 
-    // 19 are for every role.
+    // 19 connections are for every role.
     let options = format!("{SMALL}\nreserved_connections = 3");
     let new = Server::own_of(Some("18"), &options);
     let site = new.site(Admin::CreateRole).await;

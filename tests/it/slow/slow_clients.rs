@@ -108,7 +108,7 @@ async fn half_sent_requests_shut_nobody_out() {
         took > seconds(2),
         "those that had room were closed at once: {took:?}"
     );
-    // Each of the 1500 is counted: those that made room, and those whose time limit was reached.
+    // Each of the 1500 connections is counted: those that made room, and those whose time limit was reached.
     let scrape = system.admin_text("/metrics").await;
     let counted = |reason: &str| -> u32 {
         let series = format!("mayfly_dispatcher_http_refused_total{{reason=\"{reason}\"}} ");
@@ -215,7 +215,7 @@ async fn an_address_has_only_its_part() {
     ];
     let system = System::start_with(Rabbit::shared(), &limits).await;
     let to = api(&system);
-    // Four idle ones, kept alive.
+    // Four connections are idle and kept alive.
     let mut idle = Vec::new();
     for _ in 0..4 {
         let mut stream = connect(to, 1).await;
@@ -227,8 +227,8 @@ async fn an_address_has_only_its_part() {
         assert!(stream.read(&mut buffer).await.unwrap() > 0);
         idle.push(stream);
     }
-    // Another one of the address takes the place of an idle one. Mostly this is the first; but on a busy
-    // machine the system may be later in noting that it has answered it than with the others.
+    // Another connection of the address takes the place of an idle one. Usually this is the oldest. On a busy machine
+    // the system may note the end of its answer later than that of the others.
     let mut fifth = connect(to, 1).await;
     fifth.write_all(HALF).await.unwrap();
     let closing = idle

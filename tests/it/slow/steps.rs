@@ -136,11 +136,11 @@ impl World {
             .await;
             assert!(!self.fault.exists(), "{step}: struck by something else");
             match (self.blow, self.who) {
-                // Another process, while the caller still waits.
+                // Another engine starts while the caller still waits.
                 (Blow::Kill, Who::Engine) => Some(self.another_engine()),
                 (Blow::Kill, Who::Dispatcher) => None,
                 (Blow::Stop, _) => {
-                    // Long enough for a caller to stop waiting.
+                    // The pause is long enough for a caller to stop waiting.
                     tokio::time::sleep(PAUSE).await;
                     self.struck().signal(Signal::CONT);
                     None

@@ -39,7 +39,7 @@ async fn a_dispatcher_starts_before_its_store() {
     let settings = [("MAYFLY__STORE__URL_FILE", file.to_str().unwrap())];
     let (mut system, _site, path, _engine) = Scenario::on(server).settings(&settings).start().await;
 
-    // Away in both forms: it refuses, and it does not answer.
+    // The store is unreachable in two forms: it refuses connections, and it does not answer.
     for mode in [Mode::Cut, Mode::Hole] {
         system.stop_dispatcher();
         proxy.set(mode);
@@ -59,7 +59,7 @@ async fn a_dispatcher_starts_before_its_store() {
     let password = url.split([':', '@']).nth(2).unwrap();
     assert!(!log.contains(password));
 
-    // Asked to stop, it stops, with or without a store.
+    // A dispatcher that is asked to stop does so, with or without a store.
     system.stop_dispatcher();
     proxy.set(Mode::Cut);
     system.start_dispatcher_unready();

@@ -73,7 +73,7 @@ async fn the_stores_owner_is_not_root() {
         .await
         .unwrap();
 
-    // Tasks for this pool, with admins' passwords, would be sealed to the thief's key.
+    // Without the check, tasks for this pool, with admins' passwords, would be sealed to the thief's key.
     owner
         .execute(
             "UPDATE pools SET public_key = $1 WHERE name = $2",
@@ -87,12 +87,12 @@ async fn the_stores_owner_is_not_root() {
         (503, &json!("store_unavailable")),
         "{answer}"
     );
-    // Outcomes of that pool cannot be read, and none of another pool waits behind them.
+    // Outcomes of that pool cannot be read. No outcome of another pool waits behind them.
     let rogue = Liar::new(system.rabbit.url(), &system.key_file(&pool));
     for _ in 0..300 {
         rogue.outcome(&lease.lease, None, json!("absent")).await;
     }
-    // A lease that names another role would have it ended.
+    // Without the check, the role that a changed lease names would be ended.
     owner
         .execute(
             "UPDATE leases SET role = 'postgres', next_reconcile = 0 WHERE id = $1",
@@ -106,7 +106,7 @@ async fn the_stores_owner_is_not_root() {
         .await;
     assert_eq!(status, 503);
 
-    // The others continue.
+    // Other secrets still work.
     let other = system.issue(&path, Some(30)).await;
     assert_ne!(
         other.lease, lease.lease,
@@ -253,7 +253,7 @@ async fn a_renewal_of_the_master_key_is_killed() {
         assert_eq!(again.password, lease.password, "{step}");
         assert!(again.login().await.is_ok(), "{step}");
     }
-    // Leftover files disturb nothing.
+    // Files that were left behind do no harm.
     system.rekey(&["master"]);
     assert_eq!(
         system.issue(&path, Some(300)).await.password,
@@ -346,7 +346,7 @@ async fn a_master_key_that_is_handed_out_is_taken_up_by_all() {
     })
     .await;
     assert_eq!(two.issue(&path, Some(300)).await.password, lease.password);
-    // The new key takes the old one's place.
+    // The new key replaces the old key.
     std::fs::rename(&late, &copy).unwrap();
     two.kill_dispatcher();
     two.start_dispatcher().await;

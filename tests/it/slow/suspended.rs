@@ -36,7 +36,7 @@ impl Sleeper {
             ("LD_PRELOAD", library.to_str().unwrap()),
             ("FAKETIME_TIMESTAMP_FILE", clocks.to_str().unwrap()),
             ("FAKETIME_NO_CACHE", "1"),
-            // libfaketime does not reach this clock; the engine takes it for one that stands still.
+            // libfaketime does not change this clock. The engine behaves as if this clock stood still.
             ("MAYFLY_FAULT_BOOTTIME", "stands still"),
             ("MAYFLY_FAULT_FILE", fault.to_str().unwrap()),
         ];
@@ -162,10 +162,10 @@ async fn a_create_is_slept_over(server: Server) {
     let pool = system.pool().await;
     let sleeper = Sleeper::start(&system, &pool).await;
     let path = system.secret(&site, &pool, json!({})).await;
-    // From this account the database's clock is known.
+    // After this account the engine knows the database's clock.
     let first = system.issue(&path, Some(5)).await;
     sleeper.falls_asleep_at("create.delivered");
-    // The answer comes at the deadline, long after it fell asleep.
+    // The answer comes at the deadline, long after the engine fell asleep.
     let asleep = std::time::Instant::now();
     let (status, answer) = system.api.get(&format!("/v1/secrets/{path}")).await;
     assert!(status >= 500, "{status} {answer}");
@@ -175,7 +175,7 @@ async fn a_create_is_slept_over(server: Server) {
     system.settled().await;
     let log = Log::of(&system);
     sleeper.wakes(asleep);
-    // Other requests than this one do not fail.
+    // No request except this one fails.
     let (not, made) = ("a request failed", "made an account");
     assert_eq!(
         log.says(&[made, not]).await,

@@ -106,7 +106,7 @@ async fn one_lease_is_followed_to_its_end() {
     let password = answer["data"]["password"].as_str().unwrap();
     system.lease_becomes(&lease, "revoked", seconds(10)).await;
 
-    // Sent in batches.
+    // Spans are sent in batches.
     let chain = eventually(
         "the way of the revocation is traced",
         seconds(30),
@@ -118,7 +118,7 @@ async fn one_lease_is_followed_to_its_end() {
                 .iter()
                 .map(|one| (one.1.span_id.clone(), one.clone()))
                 .collect();
-            // Upwards from the dispatcher's work on the last outcome.
+            // The chain begins at the dispatcher's work on the last outcome and goes up.
             let (_, last) = spans.iter().find(|(service, span)| {
                 service == "mayfly-dispatcher" && span.name == "process outcome" && of_lease(span)
             })?;

@@ -111,7 +111,7 @@ async fn a_second_installation_is_refused_by_name() {
         (status == 200).then_some(())
     })
     .await;
-    // While it is in use nobody can replace it. Afterwards the operator can.
+    // While the virtual host is in use, nobody can replace its owner. Afterwards the operator can.
     let (code, said) = other.ended(&["--take-over-broker"]).await;
     assert!(
         code == Some(1) && said.contains("dispatchers of the other installation are connected"),

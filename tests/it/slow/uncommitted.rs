@@ -8,7 +8,7 @@ use serde_json::json;
 
 async fn standbys(server: &Server, names: &str) {
     let root = server.superuser("postgres").await;
-    // Not by COMMIT, which would wait, too.
+    // The COMMIT of these statements does not wait for a standby.
     root.batch_execute("SET synchronous_commit = local")
         .await
         .unwrap();
@@ -27,7 +27,7 @@ async fn standbys(server: &Server, names: &str) {
 }
 
 async fn what_waits_to_commit_is_ended(server: Server, admin: Admin) {
-    // Absence is final 24 s after this.
+    // The account's absence is final 24 s after this deadline.
     let environment = [("MAYFLY__CREATE__DEADLINE_SECONDS", "12")];
     let (system, site, path, _engine) = Scenario::on(server.clone())
         .admin(admin)
@@ -52,7 +52,7 @@ async fn what_waits_to_commit_is_ended(server: Server, admin: Admin) {
     assert!(status < 300);
     system.gone(&site, &before, seconds(15)).await;
 
-    // Nor does the end of one whose renewal waits.
+    // The end of an account whose renewal waits does not wait either.
     let renew = format!("/v1/leases/{}/renew", renewed.lease);
     let (status, answer) = system.api.post(&renew, json!({"increment": 400})).await;
     assert!(status >= 500, "{status} {answer}");
@@ -63,7 +63,7 @@ async fn what_waits_to_commit_is_ended(server: Server, admin: Admin) {
     assert!(status < 300);
     system.gone(&site, &renewed, seconds(30)).await;
 
-    // Nothing is final while it may still appear. It is made to appear, and ended.
+    // Nothing is final while the account may still appear. It is made to appear, and ended.
     let list = format!("/v1/leases?path={path}&state=failed");
     eventually("the lease is final", seconds(120), async || {
         let leases = system.api.ok(&list).await;

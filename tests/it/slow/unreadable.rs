@@ -82,13 +82,13 @@ async fn ten_thousand_unreadable_messages_delay_nobody() {
     ends_in_time(&system, &site, &credential).await;
     ends_in_time(&system, &site, &after).await;
 
-    // None of them comes again, and the newest are kept for the operator.
+    // None of these messages comes again, and the newest are kept for the operator.
     let refused =
         format!(r#"mayfly_engine_tasks_refused_total{{pool="{pool}",reason="unreadable"}}"#);
     eventually("all are set aside", seconds(60), async || {
         let text = engine.admin_text("/metrics").await;
         let (refused, left) = (metric(&text, &refused), system.rabbit.messages(&queue));
-        // The parked messages are of the two accounts.
+        // The parked messages belong to the two accounts.
         let parked = system.rabbit.messages(".delay.");
         (refused == 10_900 && left == 0 && parked <= 4).then_some(())
     })

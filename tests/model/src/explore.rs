@@ -70,9 +70,9 @@ const NONE: u32 = u32::MAX;
 /// With more than 2^32 states.
 pub fn explore<M: Model>(model: &M) -> Report {
     let mut seen = Seen::new();
-    // Of each state: its predecessor, and the step.
+    // For each state: its predecessor, and the step from there.
     let mut ways: Vec<(u32, &'static str, u32)> = vec![(NONE, "begin", 0)];
-    // Steps that are always possible, to be followed backwards.
+    // These steps are always possible. They are followed backwards.
     let mut sure: Vec<(u32, u32)> = Vec::new();
     let mut quiet: Vec<u32> = Vec::new();
     let mut next = Vec::new();

@@ -192,7 +192,7 @@ impl Real {
             Duration::ZERO
         };
         let left = Duration::from_millis(self.lease.window_ms(self.at(arrival) + margin));
-        // Up to the next tick: a message may always come later.
+        // The window is rounded up to the next tick: a message may always come later.
         self.ticks(left + Duration::from_millis(self.tick_ms() - 1))
     }
 
@@ -245,7 +245,7 @@ impl Real {
                 server: "here".to_owned(),
                 by: self.engine.clone(),
                 conclusive,
-                // By an engine whose clock is ahead by the whole allowance.
+                // The engine's clock is ahead by the whole allowance.
                 seen: self.at(at - self.skew) + timing().clock_allowance,
             },
             Happened::NotDue(until) => Event::NotDue {

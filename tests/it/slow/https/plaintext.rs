@@ -66,7 +66,7 @@ fn plaintext_is_asked_for_by_name() {
             assert!(refused.is_err(), "{program} {name}");
             checked(program, &[(name, value), (allow, "true")]).unwrap();
         }
-        // TLS is the other way out.
+        // A listener with TLS is allowed too.
         let (name, value, _) = admin;
         let tls = [
             (name, value),

@@ -24,7 +24,7 @@ async fn a_certificate_is_renewed_without_a_failed_request() {
     );
     let mut asking = JoinSet::new();
     for n in 0..4 {
-        // Half of them make a connection for each request.
+        // Half of the clients make a connection for each request.
         let client = trusting(&[&old, &new]).pool_max_idle_per_host(n % 2);
         let client = client.build().unwrap();
         let (dispatcher, asked, stop) = (dispatcher.clone(), asked.clone(), stop.clone());
@@ -36,14 +36,14 @@ async fn a_certificate_is_renewed_without_a_failed_request() {
             }
         });
     }
-    // A client of its own each time: its connection begins now.
+    // Each question uses a new client, so its connection begins now.
     let believes = async |pki: &Pki| {
         let client = trusting(&[pki]).build().unwrap();
         dispatcher.ask(&client).await.is_ok()
     };
     assert!(believes(&old).await && !believes(&new).await);
     dispatcher.reloaded(&both, true).await;
-    // Half of it: the certificate is not the key's.
+    // Only the certificate is replaced, so the key does not belong to it.
     files.put(&new, "crt");
     dispatcher.reloaded(&both, false).await;
     assert!(believes(&old).await && !believes(&new).await);

@@ -66,7 +66,7 @@ async fn half_a_handshake_shuts_nobody_out() {
     let client = trusting(&[&pki]).pool_max_idle_per_host(0).build().unwrap();
     dispatcher.healthy(&client).await;
 
-    // While there is room for all, they are closed by the time limit.
+    // While there is room for all, the time limit closes these connections.
     let mut few = JoinSet::new();
     let begun = Instant::now();
     for sent in [b"".as_slice(), HALF_A_HELLO] {
@@ -116,7 +116,7 @@ async fn half_a_handshake_shuts_nobody_out() {
     }
     many.join_all().await;
 
-    // And a stop does not wait for them.
+    // A stop does not wait for such connections.
     let held = connect(dispatcher.http, 1).await;
     let begun = Instant::now();
     let mut dispatcher = dispatcher;

@@ -141,7 +141,7 @@ impl Protocol {
             let what = "the account is dropped";
             self.finish(next, what, dropped, message, Tried::Dropped);
         } else {
-            // A role that is absent, or was made again, is not dropped. The next try sees that.
+            // A role that is absent, or was made again, is not dropped. The next try finds that.
             self.finish(next, "the drop fails", world, message, Tried::Failed);
         }
     }

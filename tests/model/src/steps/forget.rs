@@ -41,7 +41,7 @@ impl Protocol {
             message.window = match (message.settling, message.copy) {
                 (true, _) => 0,
                 (_, true) => message.window.min(1),
-                // To the last tick, or nearer.
+                // The window ends at the last tick, or before.
                 _ => message.window.min((self.bounds.last - now).max(1)),
             };
             message
@@ -61,7 +61,7 @@ impl Protocol {
         if row.state != State::Active {
             row.expiration = row.expiration.map(|_| PAST);
         }
-        // After a final look its time does not matter.
+        // After a final look the time of the end does not matter.
         let late = self.bounds.last + self.bounds.skew;
         let settles = self.real.settles() + self.bounds.skew;
         world.outcomes = world.outcomes.map(|outcome| match outcome {
@@ -87,7 +87,7 @@ impl Protocol {
             Outcome::NotDue(_) if ended => Outcome::NotDue(PAST),
             other => other,
         });
-        // Steps that change nothing even at the last tick.
+        // These steps change nothing even at the last tick.
         world.outcomes = world.outcomes.once(|outcome| match outcome {
             Outcome::Gone { at, conclusive } => {
                 let gone = Happened::Gone { at, conclusive };

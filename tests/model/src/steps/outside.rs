@@ -24,7 +24,7 @@ impl Protocol {
             to.full |= !to.works.add(work);
             next.wish("an engine takes a recorded create", to);
         }
-        // Before its time, and as a second delivery.
+        // The operator of the broker sends the end before its time, marked as its second delivery.
         if world.row.is_some() {
             let bent = Message {
                 settling: true,
@@ -52,7 +52,7 @@ impl Protocol {
             next.wish("the broker loses everything", to);
         }
         if self.bounds.restore && !world.restored && world.issue != Issue::Idle {
-            // Any earlier row.
+            // The restored row can be any earlier row.
             let begun = self.real.begin();
             let active = world.held.map(|until| Row {
                 state: State::Active,
