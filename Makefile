@@ -99,14 +99,14 @@ test-chart: setup-test ## test the Helm chart: Helm 3 and 4, schemas, promtool (
 	@tools=$$(helm/tools.sh) && "$$tools/venv/bin/python" helm/check.py "$$tools"
 
 test-docs: setup-test ## run every command block of the documents unchanged (DOCUMENT=word)
-	@$(CARGO) build --workspace --bins --locked --features $(FAULTS)
+	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)
 	@tests/documents/languages.sh
 	@tests/documents/test.sh "$$(helm/tools.sh)" "$$(tests/documents/drivers.sh)"
 
 images: setup ## build images of the programs as OCI layouts, into target/images/oci
 	@deploy/images/build.sh target/images/oci
 
-test-images: images ## test the images' programs as in a container
+test-images: images ## test the images' programs as in a container (MAYFLY_IMAGES=debug: those of a debug build)
 	@$(LOCAL)/with-servers.sh deploy/images/test.sh target/images/oci
 
 dist: setup ## build a release into target/dist: programs, packages, chart, images, SBOMs, sums
