@@ -121,7 +121,7 @@ pub(crate) fn send(child: &Child, signal: Signal) {
 }
 
 /// Whether the command has already got the signal. A terminal sends its signals to the whole foreground group, which
-/// includes the command. Many programs end at once when they get a second one.
+/// includes the command. Many programs end at once when they get a second signal.
 fn has_it_already(signal: Signal) -> bool {
     let typed = signal == Signal::INT || signal == Signal::QUIT;
     typed

@@ -314,7 +314,7 @@ pub(crate) fn address(text: &str) -> Result<Url, Failure> {
 
 const FORM: &str = "must be like http://127.0.0.1:8470 or https://mayfly.example.com";
 
-/// The innermost reason. The outer ones only say that a request failed.
+/// The innermost reason. The outer reasons only say that a request failed.
 fn chain(error: &reqwest::Error) -> String {
     let mut reason: &dyn Error = error;
     while let Some(source) = reason.source() {

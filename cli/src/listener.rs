@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::failure::Failure;
 
-/// Maximum number of concurrent connections. More wait.
+/// Maximum number of concurrent connections. Further connections wait.
 const CONNECTIONS: usize = 32;
 /// The time limit of a connection.
 const CONNECTION_SECONDS: u64 = 10;

@@ -31,7 +31,7 @@ const OVERRIDING: [&str; 8] = [
     "max-length-bytes",
     "message-ttl",
 ];
-/// Number of looks at the queues. A broker applies a new policy to them one after another.
+/// Number of times that the queues are read. A broker applies a new policy to one queue after another.
 const LOOKS: u32 = 20;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Largest file with a URL, in bytes.

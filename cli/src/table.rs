@@ -56,7 +56,7 @@ const UNREACHABLE: &[Column] = &[
     Column("MESSAGE", &["/message"]),
 ];
 
-/// Members of an object that come first, in this order. The others follow in the order of the answer.
+/// Members of an object that come first, in this order. The other members follow in the order of the answer.
 const FIRST: &[&str] = &[
     "path",
     "name",

@@ -204,7 +204,7 @@ fn of_rustls<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e rustls::Error> 
     })
 }
 
-/// Whether an address is on this machine. No proxy is used for it.
+/// Whether an address is on this machine. No proxy is used for such an address.
 pub(crate) fn is_loopback(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
     host == "localhost"

@@ -24,7 +24,7 @@ pub async fn caught<F: Future>(what: &str, work: F) -> Option<F::Output> {
     done.ok()
 }
 
-/// Runs a loop until it ends. One that panics is started again 1 s later, until `stop`.
+/// Runs a loop until it ends. A loop that panics is started again 1 s later, until `stop`.
 pub async fn restarted<F: Future<Output = ()>>(
     what: &str,
     stop: CancellationToken,

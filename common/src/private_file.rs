@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-/// Refuses a file that users other than this process' user may read or write. The group may, if the file belongs
-/// to another user: a Secret in Kubernetes belongs to root and the pod's group, and so does a credential of
+/// Refuses a file that users other than this process' user may read or write. The group may read it, if the file
+/// belongs to another user: a Secret in Kubernetes belongs to root and the pod's group, and so does a credential of
 /// systemd.
 ///
 /// # Errors

@@ -39,7 +39,7 @@ pub trait Program: Parser {
     /// The part of the settings that every program has.
     fn common(settings: &Self::Settings) -> Common<'_>;
 
-    /// Does what the flags ask for instead of a run. `None`: they ask for a run.
+    /// Does what the flags request instead of a run. `None`: they request a run.
     fn act_instead(&self, _settings: &Self::Settings) -> Option<Result<(), String>> {
         None
     }
@@ -133,7 +133,7 @@ impl Stop {
         })
     }
 
-    /// Waits for one of the signals. One that came since the start counts.
+    /// Waits for one of the signals. A signal that came since the start counts.
     pub async fn asked(&mut self) {
         tokio::select! {
             _ = self.term.recv() => info!("SIGTERM: stopping"),

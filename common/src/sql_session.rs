@@ -40,7 +40,7 @@ pub const STARTUP_OPTIONS: &str = "-c jit=off -c statement_timeout=0 -c exit_on_
 /// undefined_file; and character_not_in_repertoire, if a setting that the server reports is not UTF-8.
 pub const ENDED_BY_SETTINGS: [&str; 4] = ["57014", "25P04", "58P01", "22021"];
 
-/// How each transaction of ours begins: [`begin`].
+/// How each of Mayfly's transactions begins: [`begin`].
 pub const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ";
 
 /// Settings that exist in every supported version (14 and later) and that anybody may set, so anybody
@@ -82,7 +82,7 @@ const SETTINGS: [(&str, &str); 22] = [
 /// Whether a transaction writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Writes. A standby refuses it (SQLSTATE 0A000).
+    /// The transaction writes. A standby refuses it (SQLSTATE 0A000).
     ReadWrite,
     /// The transaction only reads, so that a standby runs it too.
     ReadOnly,
@@ -91,11 +91,11 @@ pub enum Access {
 /// Time-outs on the server, each at least 1 ms.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Longest one statement may run.
+    /// Maximum time of one statement.
     pub statement: Duration,
-    /// Longest it may wait for a lock.
+    /// Maximum wait of a statement for a lock.
     pub lock: Duration,
-    /// Longest a transaction may stand without a statement.
+    /// Maximum time of a transaction between two statements.
     pub idle_in_transaction: Duration,
 }
 

@@ -191,7 +191,7 @@ impl Span {
         }
     }
 
-    /// Marks it as failed, with the stable code.
+    /// Marks the span as failed, with the stable code.
     pub fn fail(&mut self, code: &'static str) {
         if let Some(span) = &mut self.exported {
             span.fail(code);

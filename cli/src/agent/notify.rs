@@ -18,7 +18,7 @@ use crate::ui;
 
 /// Time limit of a command.
 const COMMAND_SECONDS: u64 = 60;
-/// Maximum number of bytes that are read of a PID file.
+/// Maximum number of bytes that are read from a PID file.
 const PID_FILE_MAX: u64 = 32;
 
 /// Who is informed of a change, and how.

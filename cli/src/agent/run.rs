@@ -28,7 +28,7 @@ const CALL_MARGIN: Duration = Duration::from_secs(2);
 const OVERLAP: Duration = Duration::from_secs(30);
 /// Pause before files are written again after a failure.
 const WRITE_AGAIN: Duration = Duration::from_secs(2);
-/// Maximum wait for a read in progress at the end, so that its lease is revoked too.
+/// Maximum wait for a read that is in progress when the agent ends, so that its lease is revoked too.
 const LAST_READ: Duration = Duration::from_secs(10);
 
 /// Runs the agent until it is ended, or writes the files once. `connect` makes the client of the dispatcher.
@@ -185,7 +185,8 @@ async fn leave(lease: &Lease, api: &Api, shown: &Shown) {
     }
 }
 
-/// How long a replaced account is to live from `now`, if its `end` is earlier. `most`: its end cannot be later.
+/// How long a replaced account is to live from `now`, if its `end` is earlier than that. `most`: the timestamp beyond
+/// which the end cannot be moved.
 fn overlap(end: Instant, most: Option<Instant>, now: Instant) -> Option<Duration> {
     let possible = most.map(|most| {
         let left = most.saturating_duration_since(now);
@@ -227,7 +228,7 @@ fn write(sinks: &[Sink], new: &Credential, previous: &[&Credential]) -> Result<(
 mod tests {
     use super::*;
 
-    /// All in seconds from now.
+    /// All numbers are seconds from now.
     #[test]
     fn a_replaced_account_lives_for_half_a_minute_if_its_maximum_allows_it() {
         let now = Instant::now();

@@ -45,7 +45,7 @@ enum Verb {
         #[command(flatten)]
         of: PoolArgs,
     },
-    /// Ask one engine for an answer, by way of the broker
+    /// Ask one engine for an answer, through the broker
     Ping {
         /// Name of the engine
         name: String,

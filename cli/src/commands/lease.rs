@@ -110,19 +110,19 @@ enum Verb {
 
 #[derive(Args)]
 struct ListArgs {
-    /// Only those of this path and of those below it
+    /// List only leases of this path and of those below it
     #[arg(short = 'r', long, value_name = "PREFIX")]
     path: Option<String>,
-    /// Only those of this pool
+    /// List only leases of this pool
     #[arg(long)]
     pool: Option<String>,
-    /// Only those in this state: pending, active, revoking, revoked, failed, or stuck
+    /// List only leases in this state: pending, active, revoking, revoked, failed, or stuck
     #[arg(long)]
     state: Option<String>,
-    /// Only that of this PostgreSQL role
+    /// List only the lease of this PostgreSQL role
     #[arg(long, value_name = "NAME")]
     role: Option<String>,
-    /// Show them again every 2 s, until Ctrl-C
+    /// Show the list again every 2 s, until Ctrl-C
     #[arg(long)]
     watch: bool,
     #[command(flatten)]

@@ -76,7 +76,7 @@ enum Verb {
     RotateKey {
         /// Name of the pool
         name: String,
-        /// The engines' present key file, or `-` for standard input: the new one holds its key too
+        /// The engines' present key file, or `-` for standard input: the new file holds its key too
         #[arg(long, value_name = "FILE", conflicts_with_all = ["finish", "give_up"])]
         old_key_file: Option<PathBuf>,
         /// Write the new engine key to this new file (mode 0600)

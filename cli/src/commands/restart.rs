@@ -17,7 +17,7 @@ use crate::failure::Failure;
 use crate::keeper::{Keeper, Lease};
 use crate::protection::{self, Protection};
 
-/// Maximum wait for a read in progress at the end, so that its lease is revoked too.
+/// Maximum wait for a read that is in progress when the command ends, so that its lease is revoked too.
 const LAST_READ: Duration = Duration::from_secs(10);
 
 /// The way in which the command is stopped.

@@ -76,8 +76,8 @@ enum Verb {
         /// Replace the whole secret by what is given
         #[arg(long)]
         overwrite: bool,
-        /// The server behind this base secret is the same one as before, moved, upgraded or
-        /// restored: its leases are ended where it is now
+        /// State that the server behind this base secret is the same one as before, moved, upgraded or restored: its
+        /// leases are ended where it is now
         #[arg(long)]
         same_server: bool,
     },
@@ -102,14 +102,14 @@ enum Verb {
         #[command(flatten)]
         path: PathArg,
     },
-    /// Remove grant and quarantine roles nothing needs from a base secret's server
+    /// Remove the grant and quarantine roles that nothing needs from a base secret's server
     Tidy {
         #[command(flatten)]
         path: PathArg,
     },
     /// List secrets, without their data
     List {
-        /// Only those whose path or description has this
+        /// List only secrets whose path or description contains this text
         #[arg(short, long, value_name = "TERM")]
         search_term: Option<String>,
         #[command(flatten)]
@@ -119,9 +119,9 @@ enum Verb {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Leases {
-    /// End its leases at once
+    /// End the leases at once
     Revoke,
-    /// Forget them without ending their accounts: for a server that is gone for good
+    /// Forget the leases without ending their accounts: for a server that is gone for good
     Detach,
 }
 

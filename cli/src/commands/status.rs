@@ -15,7 +15,7 @@ const UNAVAILABLE: u8 = 5;
 /// Options of `mayfly status`.
 #[derive(Args)]
 pub(crate) struct StatusArgs {
-    /// Show it again every 2 s, with the progress of revocations, until Ctrl-C
+    /// Show the status again every 2 s, with the progress of revocations, until Ctrl-C
     #[arg(long)]
     watch: bool,
 }

@@ -37,13 +37,13 @@ pub(crate) struct TokenArgs {
 enum Verb {
     /// Create a token; it is shown this once
     Create {
-        /// Paths it may read, such as 'db:app:*'; may be given several times
+        /// Paths that the token may read, such as 'db:app:*'; may be given several times
         #[arg(long, value_name = "GLOB", required = true)]
         read: Vec<String>,
-        /// How long it is valid, such as 24h or 7d
+        /// How long the token is valid, such as 24h or 7d
         #[arg(long, value_name = "DURATION", value_parser = seconds)]
         ttl: u64,
-        /// Maximum number of its leases at a time
+        /// Maximum number of the token's leases at a time
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
         max_leases: Option<u64>,
     },

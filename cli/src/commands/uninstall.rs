@@ -34,10 +34,10 @@ const PAUSE: Duration = Duration::from_millis(500);
 #[derive(Args)]
 #[command(after_help = HELP)]
 pub(crate) struct UninstallArgs {
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(short, long)]
     yes: bool,
-    /// End live leases first; without this, the command fails if there are any
+    /// End live leases first; without this option the command fails if there are any
     #[arg(long)]
     revoke: bool,
     /// How long the leases may take to end, such as 60 or 5m

@@ -1,4 +1,4 @@
-//! `--watch` repeats a request every 2 s and draws the answer over the last one, until Ctrl-C.
+//! `--watch` repeats a request every 2 s, until Ctrl-C, and draws each answer over the previous one.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};

@@ -15,7 +15,7 @@ use crate::ui;
 
 /// Maximum time for which the revocation of a lease may delay the end of the process.
 const REVOKE_SECONDS: u64 = 10;
-/// A time limit that stands for none.
+/// A time limit that is never reached.
 pub(super) const FAR: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// A lease with its credential, from the dispatcher's answer.
@@ -25,16 +25,16 @@ pub(crate) struct Lease {
     pub(crate) id: String,
     /// The answer to the read. `data` has the credential.
     pub(crate) answer: Value,
-    /// Whether other callers use it too. Then it is never revoked here.
+    /// Whether other callers use the lease too. Then it is never revoked here.
     pub(crate) is_shared: bool,
-    /// Seconds by which it is renewed: the requested life, or else the secret's TTL.
+    /// Number of seconds by which a renewal extends the lease: the requested life, or else the secret's TTL.
     pub(super) life: u64,
-    /// When the request for it was sent.
+    /// When the request for the lease was sent.
     pub(super) begun: Instant,
     pub(super) end: watch::Sender<Instant>,
-    /// The end beyond which it cannot be renewed, if known.
+    /// The end beyond which the lease cannot be renewed, if known.
     pub(crate) most: OnceLock<Instant>,
-    /// Set if the dispatcher does not renew it although its maximum is not reached.
+    /// Set if the dispatcher does not renew the lease although its maximum is not reached.
     pub(super) is_lost: OnceLock<()>,
     pub(super) left_alone: Notify,
     pub(super) is_left_alone: OnceLock<()>,

@@ -20,7 +20,7 @@ use crate::route::Route;
 use crate::ui;
 pub(crate) use lease::Lease;
 
-/// Pause before a failed read is repeated. It doubles up to the longest one.
+/// Pause before a failed read is repeated. It doubles up to the longest pause.
 const READ_AGAIN_FIRST: Duration = Duration::from_millis(500);
 const READ_AGAIN_LAST: Duration = Duration::from_secs(5);
 
@@ -130,7 +130,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// Reads a lease. `None`: it is the one in use.
+    /// Reads a lease. `None`: the answer is the lease in use.
     async fn read(&self) -> Result<Option<Arc<Lease>>, Failure> {
         let begun = Instant::now();
         let answer = self.api.get_long(&self.route).await?;

@@ -1,5 +1,4 @@
-//! Renewals of a lease. It is renewed when half of its life has passed. Near its maximum it is renewed up to the
-//! maximum.
+//! Renews a lease when half of its life has passed. Near the lease's maximum a renewal extends it up to the maximum.
 
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ use crate::ui;
 
 /// Maximum time until a failed renewal is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
-/// Maximum time of a renewal's call. So none requests the last part of a lease's maximum.
+/// Maximum time of a renewal's call. So no renewal requests the last part of a lease's maximum.
 const CALL_MARGIN: Duration = Duration::from_secs(2);
 
 impl Lease {
@@ -119,8 +118,8 @@ impl Lease {
             .ok_or_else(|| Failure::Local("the lease has no maxExpiration".to_owned()))
     }
 
-    /// Records the maximum of a lease, from the dispatcher's answer. The difference between the two dates is added
-    /// to the known end.
+    /// Records the maximum of a lease, from the dispatcher's answer. The difference between the two timestamps of the
+    /// answer is added to the known end.
     fn note_maximum(&self, lease: &Value) {
         if let (Some(end), Some(most)) = (date(lease, "expiration"), date(lease, "maxExpiration")) {
             let further = u64::try_from(most.duration_since(end).as_secs()).unwrap_or(0);

@@ -10,7 +10,7 @@ use super::frames::message;
 use super::notes::Notes;
 use super::talk::Unnamed;
 
-/// The name of our own statement. It is closed after each use.
+/// The name of the proxy's own statement. It is closed after each use.
 const OURS: &[u8] = b"mayfly proxy";
 /// Largest answer to a question, in bytes. A session with more is not carried over.
 const ANSWER_MAX: u64 = 1024 * 1024;
@@ -115,7 +115,7 @@ where
         })
 }
 
-/// Makes the state of an earlier session in a new one.
+/// Makes the state of an earlier session again in a new session.
 ///
 /// # Errors
 /// The connection is broken.
@@ -183,7 +183,7 @@ fn prepare(name: &[u8], query: &[u8], types: &[u32]) -> Vec<u8> {
     message(b'P', &body)
 }
 
-/// A Bind of our statement with texts, and an Execute.
+/// A Bind of the proxy's own statement with texts, and an Execute.
 fn execute(values: &[&[u8]]) -> Vec<u8> {
     // The unnamed portal, and all formats are text.
     let mut body = [text(b""), text(OURS), vec![0, 0]].concat();
@@ -283,7 +283,7 @@ where
     }
 }
 
-/// The columns of a DataRow; `None` in place of a NULL, or of the whole if it is malformed.
+/// The columns of a DataRow; a NULL is `None`. Returns `None` if the message is malformed.
 fn row(body: &[u8]) -> Option<Row> {
     let (number, mut rest) = body.split_first_chunk()?;
     let mut row = Vec::new();

@@ -5,7 +5,7 @@ use super::frames::message;
 /// SQLSTATE (PostgreSQL documentation, "PostgreSQL Error Codes").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
-    /// `admin_shutdown`: pools take it for a connection that was lost, and connect again.
+    /// `admin_shutdown`: connection pools treat this as a lost connection, and connect again.
     AdminShutdown,
     /// `cannot_connect_now`: there is no account to log in with at present.
     CannotConnectNow,

@@ -4,7 +4,7 @@
 
 use std::cmp::min;
 
-/// A longer message than PostgreSQL accepts (`MaxAllocSize`, 1 GB): what follows is no message.
+/// Larger lengths than PostgreSQL accepts (`MaxAllocSize`, 1 GB) are no lengths of messages.
 const LENGTH_MAX: u32 = 0x4000_0000;
 /// What is kept of a body: a status, or the first words of a command tag.
 pub(super) const KEPT: usize = 32;
@@ -21,7 +21,7 @@ pub(super) struct Frames {
     kept: Vec<u8>,
 }
 
-/// The stream is not one of messages.
+/// The stream does not consist of messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Garbled;
 
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// More is kept of some types.
+    /// Number of bytes that are kept of a message's body. Some types need more than [`KEPT`].
     fn most(kind: u8) -> usize {
         match kind {
             0..100 => 70,

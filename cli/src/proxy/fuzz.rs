@@ -132,7 +132,7 @@ fn changed_sessions_are_framed_as_a_plain_reader_does() {
     }
 }
 
-/// Whatever both sides send: a session with an open request, or in a transaction, is never taken for an idle one.
+/// Whatever both sides send, a session with an open request, or in a transaction, does not count as idle.
 #[test]
 fn no_changed_session_is_idle_in_a_request() {
     let mut random = SmallRng::seed_from_u64(15);

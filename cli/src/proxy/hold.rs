@@ -51,7 +51,7 @@ pub(super) struct Hold {
     /// The next try is not made before this time.
     again: Instant,
     pause: Duration,
-    /// Why the session cannot have another account, and since when it is idle with that.
+    /// Why the session cannot have another account, and the start of the idle time in which the server reported this.
     obstacle: Option<(Obstacle, Option<Instant>)>,
 }
 
@@ -65,7 +65,7 @@ pub(super) struct Swapped {
 }
 
 impl Hold {
-    /// For a session with this greeting.
+    /// The state for a session with this greeting.
     pub(super) fn new(site: Arc<Site>, startup: Startup, greeting: &[u8]) -> Self {
         Self {
             site,
@@ -265,7 +265,8 @@ mod tests {
         (hold, from, to)
     }
 
-    /// Each uses megabytes if the server is hostile, and a proxy has a thousand sessions.
+    /// Each session that is carried over uses megabytes if the server is hostile, and a proxy has a thousand
+    /// sessions.
     #[tokio::test]
     async fn few_are_carried_over_at_a_time() {
         let site = Arc::new(Site::for_tests());

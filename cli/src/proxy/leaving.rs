@@ -11,26 +11,27 @@ use super::site::Upstream;
 
 /// A session is cut this long before its account ends.
 const CUT_BEFORE: Duration = Duration::from_secs(1);
-/// In the first half of the time that is left, only sessions move that have been idle for this time: a pool
-/// is unlikely to use them at the same moment.
+/// In the first half of the time that is left, only sessions move that have been idle for this time. A connection
+/// pool is unlikely to use them at the same moment.
 const QUIET: Duration = Duration::from_millis(200);
-/// In the second half: the client has read the last answer, and has put its connection back into its pool.
+/// In the second half, a session moves after this idle time: the client has read the last answer, and has put its
+/// connection back into its connection pool.
 const SHORTLY_QUIET: Duration = Duration::from_millis(10);
-/// In the last part of the time any idle moment is taken: an eighth.
+/// In the last eighth of the time, any idle moment is used.
 const LAST_PART: u32 = 8;
 
 /// What a session does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
-    /// End, since it is idle.
+    /// End the session, because it is idle.
     Move,
-    /// Get a new account under its client, for which a session of the server is ready.
+    /// Give the session a new account while its client stays connected. A session of the server is ready for this.
     Swap,
-    /// End at once, although it is in use.
+    /// End the session at once, although it is in use.
     Cut,
-    /// End: the client's machine or the server's is gone.
+    /// End the session: the client's machine or the server's is gone.
     Lose,
-    /// Look again at this moment, or when something changes.
+    /// Look again at this time, or when something changes.
     Wait(Instant),
 }
 
@@ -39,7 +40,7 @@ pub(super) enum Next {
 pub(super) struct Leave {
     /// When they were asked to leave.
     pub(super) since: Instant,
-    /// The end of a drain; the lease's end may come before.
+    /// The end of a drain. The lease may end before.
     pub(super) cut_at: Option<Instant>,
 }
 
@@ -65,7 +66,7 @@ impl Leaving {
         next(now, idle_since, *self.leave.borrow(), *self.ends.borrow())
     }
 
-    /// Whether it moves as soon as it is idle.
+    /// Whether the session moves as soon as it is idle.
     pub(super) fn is_leaving(&self) -> bool {
         self.leave.borrow().is_some()
     }

@@ -167,7 +167,7 @@ impl Drop for Listener {
     }
 }
 
-/// Whether users but this one and root may rename and remove files of this user in a directory.
+/// Whether other users than this user and root may rename and remove files of this user in a directory.
 fn others_may_change(directory: &Metadata, user: u32) -> bool {
     let others_write = directory.mode() & 0o022 != 0;
     // In a sticky directory, such as /tmp, only the owner of a file may rename and remove it.
@@ -263,7 +263,7 @@ mod tests {
         );
     }
 
-    /// Who may write into a directory can put a socket of their own in the place of one that programs trust.
+    /// A user who may write into a directory can replace a socket that programs trust by a socket of their own.
     #[test]
     fn a_directory_that_others_may_change_is_seen() {
         let directory = tempfile::tempdir().unwrap();

@@ -64,7 +64,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const AFTER_COMMAND: Duration = Duration::from_secs(1);
 /// Time for the last message of sessions that are cut.
 const AFTER_CUT: Duration = Duration::from_secs(5);
-/// Time for a read that is in progress at the end, whose lease has to be revoked.
+/// Maximum wait for a read that is in progress when the proxy ends, so that its lease is revoked too.
 const LAST_READ: Duration = Duration::from_secs(10);
 /// Files of a session: the client's connection and the server's.
 const FILES_OF_SESSION: usize = 2;
@@ -351,7 +351,7 @@ async fn accept(
     }
 }
 
-/// Without sockets the next one fails too; a client that has left is no failure.
+/// Whether the client caused the failure of an accept. If the system has no free socket, the next accept fails too.
 fn is_of_the_client(error: &io::Error) -> bool {
     matches!(
         error.kind(),

@@ -10,7 +10,7 @@ const PARAMETERS_MAX: usize = 2 * NOTES_MAX;
 /// Maximum length of all messages together, in bytes. Messages beyond this are dropped.
 const NOTES_BYTES: usize = 64 * 1024;
 
-/// Messages for a client that were not sent yet. An idle client may stay idle for days, so they are few.
+/// Messages for a client that were not sent yet. They are few, because an idle client may stay idle for days.
 #[derive(Debug, Default)]
 pub(super) struct Notes(Vec<Vec<u8>>);
 
@@ -48,7 +48,7 @@ impl Notes {
 mod tests {
     use super::*;
 
-    /// A client may be idle for days: what waits for it does not grow.
+    /// A client may be idle for days. The size of the messages that wait for it is limited.
     #[test]
     fn notes_are_few() {
         let mut notes = Notes::default();

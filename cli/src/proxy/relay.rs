@@ -47,7 +47,8 @@ struct Link {
     talk: Mutex<Talk>,
     /// A request has ended.
     ready: Notify,
-    /// For the client, before the next bytes of the server: an idle client is not woken for it.
+    /// Messages for the client that are sent before the next bytes of the server. An idle client is not woken for
+    /// them.
     notes: Mutex<Notes>,
 }
 
@@ -63,7 +64,7 @@ impl Link {
 
 /// Why a session ends.
 enum End {
-    /// By its client or its server.
+    /// The client or the server ended the session.
     BySides,
     /// The session is idle and has to leave its account.
     Move,

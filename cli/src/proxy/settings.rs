@@ -18,7 +18,7 @@ pub(crate) const MAX_CONNECTIONS: usize = 1000;
 pub(crate) const DRAIN_SECONDS: u64 = 30;
 /// Where a single listener is, unless an address is given.
 pub(crate) const LISTEN: &str = "127.0.0.1:6432";
-/// A client's password is at least this long: it is tried over a network.
+/// Minimum length of a client's password, because it can be tried over a network.
 const PASSWORD_MIN: usize = 16;
 
 /// A secret and where clients find it.
@@ -130,7 +130,7 @@ mod tests {
         }
     }
 
-    /// The attack: somebody on the network connects. There is no listener for them without a password.
+    /// The attack is a connection from the network. A listener for the network needs a password.
     #[test]
     fn a_listener_for_others_needs_a_password() {
         for address in ["0.0.0.0:6432", "[::]:6432", "192.0.2.1:1"] {

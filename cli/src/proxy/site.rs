@@ -1,4 +1,5 @@
-//! One secret behind one listener: the account that new sessions get, and the accounts that earlier ones still have.
+//! One secret behind one listener: the account that new sessions get, and the accounts that earlier sessions still
+//! have.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,7 +22,8 @@ use crate::ui;
 
 /// Clients that may be in their start at a time.
 const STARTING: usize = 256;
-/// Sessions that log in with a new account under their clients at a time. Each is one more of the server for a moment.
+/// Maximum number of sessions that log in with a new account at a time while their clients stay connected. Each needs
+/// a second session of the server for a moment.
 const SWAPPING: usize = 8;
 /// Sessions whose state is read and made again at a time. A hostile server can make each of them use megabytes for 5 s.
 const CARRYING: usize = 16;
@@ -112,7 +114,7 @@ pub(super) struct Site {
     pub(super) holds: bool,
     /// Places for the logins of sessions that get a new account.
     pub(super) swapping: Semaphore,
-    /// Places for those whose state is carried over to it.
+    /// Places for sessions whose state is carried over to a new account.
     pub(super) carrying: Semaphore,
     pub(super) counted: Counted,
     /// Places for clients that are not in a session. They have proved nothing yet, so each listener has its own.
@@ -151,7 +153,8 @@ impl Site {
         }
     }
 
-    /// Follows the leases until it is dropped: new sessions get the newest account, and earlier ones are left.
+    /// Follows the leases until it is dropped: new sessions get the newest account, and sessions leave the earlier
+    /// accounts.
     pub(super) async fn follow(self: Arc<Self>) {
         let mut newest = self.keeper.newest();
         // The first lease may have come before this call.

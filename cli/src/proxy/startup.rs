@@ -3,11 +3,11 @@
 
 use super::errors::{State, fatal};
 
-/// As PostgreSQL's own limit (`MAX_STARTUP_PACKET_LENGTH`).
+/// PostgreSQL has the same limit (`MAX_STARTUP_PACKET_LENGTH`).
 pub(super) const PACKET_MAX: usize = 10_000;
 /// The shortest packet: a length and a code.
 pub(super) const PACKET_MIN: usize = 8;
-/// Protocol 3.0 has keys of 4 bytes, 3.2 of up to 256. Before the key is the id of the process.
+/// The key of protocol 3.0 has 4 bytes, that of 3.2 up to 256. The id of the process comes before the key.
 const KEY_BYTES: std::ops::RangeInclusive<usize> = 8..=260;
 
 const CANCEL: u32 = 80_877_102;
@@ -93,7 +93,7 @@ impl Startup {
         })
     }
 
-    /// The last value of this name, as for the server.
+    /// The last value of this name, which is the one that the server uses.
     fn get(&self, name: &str) -> Option<&[u8]> {
         let named = self.pairs().filter(|(it, _)| *it == name.as_bytes());
         named.last().map(|(_, value)| value)
@@ -130,7 +130,7 @@ impl Startup {
         }
     }
 
-    /// The packet for the server: the same, for this user and database.
+    /// The packet for the server: the client's packet with this user and database.
     pub(super) fn packet(&self, user: &str, database: &str) -> Vec<u8> {
         let mut packet = vec![0; 4];
         packet.extend_from_slice(&self.version.to_be_bytes());

@@ -19,7 +19,7 @@ pub(super) struct Talk {
     owed: u32,
     /// Messages of the extended protocol without a Sync behind them.
     is_unsynced: bool,
-    /// The last request was one by the simple protocol or a function call, not a Sync.
+    /// The last request was a simple query or a function call, not a Sync.
     last_is_simple: bool,
     /// The server waits for the data of a COPY.
     is_copying_in: bool,
@@ -193,7 +193,8 @@ impl Talk {
         }
     }
 
-    /// Since when the session has no request in progress and no state that is known here. `None`: it has.
+    /// Since when the session has no request in progress and no state that is known here. `None`: it has a request or
+    /// such a state.
     pub(super) fn idle_since(&self) -> Option<Instant> {
         let is_idle = self.owed == 0
             && self.status == b'I'

@@ -17,7 +17,7 @@ use tokio::time::sleep;
 
 /// The connections of this process's network (proc(5)).
 const TABLES: [&str; 2] = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
-/// Time between looks at them.
+/// Time between two reads of these tables.
 const EVERY: Duration = Duration::from_secs(10);
 /// Transmissions without an acknowledgement. The pauses between them double from 0.2 s or more on, so the peer has been
 /// silent for at least 25 s. A peer that does not read acknowledges each probe of its window.

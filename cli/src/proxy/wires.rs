@@ -26,11 +26,11 @@ const CUT_HINT: &str = "A transaction ends at the latest with the lease. Raise t
 /// How a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ended {
-    /// By its client or its server.
+    /// The client or the server ended the session.
     BySides,
-    /// It was idle, and the client was asked to connect again.
+    /// The session was idle, and the client was asked to connect again.
     Moved,
-    /// It was in use at the end of its lease.
+    /// The session was in use at the end of its lease.
     Cut,
 }
 
@@ -106,7 +106,8 @@ impl Wires {
         let _ = timeout(CLOSE_LIMIT, tell).await;
     }
 
-    /// Tells the client why its session ends, after the message that is in progress, if that ends in time.
+    /// Reports to the client why its session ends. This comes after the message that is in progress, if that ends in
+    /// time.
     pub(super) async fn cut(&mut self, talk: &Mutex<Talk>, leaving: &Leaving) {
         let (why, open) = (leaving.why(), lock(talk).what_is_open());
         let text = format!("terminating connection: {why}, and {open}");
@@ -138,7 +139,7 @@ impl Wires {
         let _ = timeout(CLOSE_LIMIT, self.client_out.flush()).await;
     }
 
-    /// Closes both connections of a session that has ended so.
+    /// Closes both connections of a session that has ended in this way.
     pub(super) async fn close(&mut self, ended: Ended) {
         let _ = timeout(CLOSE_LIMIT, self.client_out.shutdown()).await;
         if ended != Ended::Cut {

@@ -14,20 +14,20 @@ use super::BrokerError;
 use mayfly_protocol::names::PoolName;
 use mayfly_protocol::topology;
 
-/// Without this argument RabbitMQ 4 drops a message after 20 deliveries. No engine ever gives a task back, so
-/// only lost connections count here.
+/// Without this argument RabbitMQ 4 drops a message after 20 deliveries. No engine ever requeues a task, so only lost
+/// connections count here.
 const DELIVERY_LIMIT: i32 = 1_000_000;
 /// Outcomes that the queue keeps while no dispatcher runs. The oldest are dropped first; the reconciler asks again.
 const OUTCOMES_MAX: i32 = 500_000;
-/// Unreadable messages are kept for the operator for a week, the newest of them.
+/// Maximum number of unreadable messages that are kept for the operator, the newest of them, for a week.
 const UNREADABLE_MAX: i32 = 1_000;
 const UNREADABLE_MAX_BYTES: i32 = 16 * 1024 * 1024;
 const UNREADABLE_KEPT_MS: i32 = 7 * 86_400 * 1000;
 
-/// Bundles of authorities that a pool's queue keeps. Further ones are sent inside messages.
+/// Maximum number of bundles of authorities that a pool's queue keeps. Further bundles are sent inside messages.
 const AUTHORITIES_MAX: i32 = 256;
 const AUTHORITIES_MAX_BYTES: i32 = 64 * 1024 * 1024;
-/// Without an engine of the pool they are kept for 400 days: longer than the longest lease.
+/// Without an engine of the pool the bundles are kept for 400 days: longer than the longest lease.
 const AUTHORITIES_UNUSED_MS: i64 = 400 * 86_400 * 1000;
 
 const NOT_FOUND: AMQPErrorKind = AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND);
@@ -218,7 +218,7 @@ async fn bind_exchange(
         .await?)
 }
 
-/// Whether an exchange exists. It is not declared. The broker closes a channel that looks for an absent one.
+/// Whether an exchange exists. It is not declared. The broker closes a channel that looks for an absent exchange.
 pub(super) async fn has_exchange(channel: &Channel, name: &str) -> Result<bool, BrokerError> {
     let passive = ExchangeDeclareOptions {
         passive: true,

@@ -1,5 +1,5 @@
-//! A queue that is read without being emptied: all messages are taken, read, and given back. A second reader at
-//! the same time finds it empty, and reads again later.
+//! A queue that is read without being emptied: all messages are taken, read, and requeued. A second reader at the
+//! same time finds the queue empty, and reads again later.
 
 use lapin::options::{BasicAckOptions, BasicGetOptions};
 

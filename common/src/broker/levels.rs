@@ -23,7 +23,7 @@ impl Broker {
             .await
     }
 
-    /// Messages in the delay levels. One that moves between two levels may be counted twice or not at all.
+    /// Messages in the delay levels. A message that moves between two levels may be counted twice or not at all.
     ///
     /// # Errors
     /// The broker is unreachable.
@@ -51,7 +51,7 @@ impl Broker {
             .await
     }
 
-    /// Declares everything again, after a part of it was found missing. Of several callers one does it, and at most
+    /// Declares everything again, after a part of it was found missing. Of several callers one declares, and at most
     /// once in 2 s. Returns the delay levels that had no queue: messages parked there are lost, unless they are
     /// parked again.
     ///

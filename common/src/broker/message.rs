@@ -102,15 +102,15 @@ impl Drop for Settle {
 }
 
 impl Incoming {
-    /// Whether its channel is closed. The broker then delivers it again.
+    /// Whether the message's channel is closed. The broker then delivers the message again.
     pub fn is_stale(&self) -> bool {
         self.settle
             .as_ref()
             .is_some_and(|settle| !settle.channel.status().connected())
     }
 
-    /// Whether it still has the routing key of a probe. Dead-lettering keeps a message's key, unless a
-    /// policy says otherwise.
+    /// Whether the message still has the routing key of a probe. Dead-lettering keeps a message's key, unless a
+    /// policy changes it.
     pub fn is_for_probes(&self) -> bool {
         let key = self.settle.as_ref();
         key.is_some_and(|settle| topology::is_probe_key(settle.delivery.routing_key.as_str()))

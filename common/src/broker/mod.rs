@@ -108,7 +108,7 @@ impl Broker {
         }))
     }
 
-    /// Unreadable messages since the start: without Mayfly's headers, or not sealed.
+    /// Number of unreadable messages since the start: without Mayfly's headers, or not sealed.
     pub fn unreadable(&self) -> u64 {
         self.0.unreadable.load(Ordering::Relaxed)
     }

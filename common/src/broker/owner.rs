@@ -150,7 +150,7 @@ pub(super) async fn claim_first(
     }
 }
 
-/// Gives the virtual host to this installation. Returns whether it belonged to another one.
+/// Gives the virtual host to this installation. Returns whether it belonged to another installation.
 ///
 /// # Errors
 /// [`BrokerError::InUse`] while dispatchers of the other one are connected; the broker is unreachable, or the user

@@ -12,13 +12,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::BrokerError;
 
-/// Publisher channels. Each has one publish in progress, because lapin mixes up the returns of
-/// pipelined ones. A confirm of a quorum queue waits for an fsync, which the broker shares among the publishes
-/// of all channels: with 8 channels and 5 ms that was 1,600 publishes per second.
+/// Number of publisher channels. Each has one publish in progress, because lapin mixes up the returns of pipelined
+/// publishes. A confirm of a quorum queue waits for an fsync, which the broker shares among the publishes of all
+/// channels: with 8 channels and 5 ms that was 1,600 publishes per second.
 pub(super) const PUBLISHERS: usize = 32;
 /// A publish waits at most this long for its turn. After that it was certainly not sent.
 const PERMIT_TIMEOUT: Duration = Duration::from_secs(30);
-/// A channel that is not closed after this belongs to a connection that does not answer.
+/// If a channel is not closed after this time, its connection does not answer.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Idle channels, and the permits for channels in use.

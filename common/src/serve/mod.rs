@@ -41,7 +41,7 @@ use room::{Guests, Place};
 use seen::Seen;
 pub use tls::{ListenSettings, Listening, Tls, TlsSettings};
 
-/// Largest head of a request, in bytes; a larger one is answered with 431.
+/// Largest head of a request, in bytes. A larger head is answered with 431.
 const HEAD_MAX_BYTES: usize = 16 * 1024;
 /// Most bytes that are read or written at once.
 const BUFFER_MAX_BYTES: usize = 16 * 1024;

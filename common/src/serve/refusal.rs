@@ -10,7 +10,7 @@ pub enum Refusal {
     /// The connection made room for another before its request was complete, or while its client did not read the
     /// answer.
     MadeRoom,
-    /// The head of its request was too large.
+    /// The head of the request was too large.
     HeadTooLarge,
     /// The client does not speak HTTP/1.
     NotHttp,

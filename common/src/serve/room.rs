@@ -90,7 +90,7 @@ pub(super) struct Place {
     id: u64,
     /// What the connection is doing.
     pub(super) seen: Arc<Seen>,
-    /// Cancelled when it has to make room.
+    /// Cancelled when the connection has to make room.
     pub(super) leave: CancellationToken,
 }
 

@@ -1,4 +1,5 @@
-//! What a connection is doing, and for how long it may. Pure: times come in, a deadline comes out.
+//! What a connection is doing, and how long that may take. This file reads no clock: times are parameters, and a
+//! deadline is the result.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -12,8 +13,8 @@ pub(super) const HEAD_LIMIT: Duration = Duration::from_secs(10);
 pub(super) const BODY_LIMIT: Duration = Duration::from_secs(10);
 /// Limit for the answer of a handler whose body was late.
 const BODY_GRACE: Duration = Duration::from_secs(2);
-/// A connection may wait this long for its next request. Most clients close theirs after 60 or 90 s, and should
-/// close first.
+/// A connection may wait this long for its next request. Most clients close their connections after 60 or 90 s, and
+/// should close first.
 const IDLE_LIMIT: Duration = Duration::from_secs(120);
 /// An answer has to be taken within this time.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
@@ -72,7 +73,7 @@ impl Now {
         }
     }
 
-    /// When it is closed if nothing happens. `None`: when its handler is done.
+    /// When the connection is closed if nothing happens. `None`: its handler decides.
     fn deadline(&self) -> Option<Instant> {
         match self.phase {
             Phase::Head => Some(self.since + HEAD_LIMIT),
@@ -87,7 +88,7 @@ impl Now {
         }
     }
 
-    /// How willingly it is closed if there is no room. `None`: it is not closed.
+    /// How early the connection is closed if there is no room. `None`: it is not closed.
     pub(super) fn worth(&self, now: Instant) -> Option<Worth> {
         match self.phase {
             Phase::Head => Some(Worth::Nothing),

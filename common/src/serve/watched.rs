@@ -14,8 +14,8 @@ use tokio::time::{Instant, Sleep};
 
 use super::seen::{BODY_LIMIT, Seen};
 
-/// The stream of a connection as hyper has it. It reports incoming bytes, and when all outgoing bytes are written.
-/// It is outside of TLS, so half a TLS record does not count as a byte of a request.
+/// The stream of a connection as hyper has it. It reports incoming bytes, and when all outgoing bytes are written. It
+/// is above TLS, so half a TLS record does not count as a byte of a request.
 pub(super) struct Stream<S> {
     pub(super) inner: S,
     pub(super) seen: Arc<Seen>,

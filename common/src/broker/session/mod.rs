@@ -27,7 +27,7 @@ use mayfly_protocol::topology;
 
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 const DECLARE_TIMEOUT: Duration = Duration::from_secs(30);
-/// The connection is looked at every 0.5 s.
+/// Pause between two checks of the connection.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 
 /// One connection to the broker, from its opening to its end.

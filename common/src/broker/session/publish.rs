@@ -156,8 +156,8 @@ impl Session {
         }
     }
 
-    /// A connection that does not answer is replaced. A blocked one is not: the broker would not read its close
-    /// either.
+    /// Replaces a connection that does not answer. A blocked connection is not replaced: the broker would not read
+    /// its close either.
     fn give_up(&self) {
         if !self.is_blocked() {
             self.broken.store(true, Ordering::Relaxed);

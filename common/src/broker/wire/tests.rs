@@ -102,7 +102,7 @@ fn a_head_is_read_as_it_was_written() {
     }
 }
 
-/// Everybody who may publish to a queue writes what they like.
+/// A user who may publish to a queue can write any header.
 #[test]
 fn a_head_without_kind_pool_or_time_is_unreadable() {
     let text = |text: &str| AMQPValue::LongString(text.into());
@@ -151,7 +151,7 @@ fn other_wrong_headers_count_as_absent() {
     assert_eq!(parse_head(&newer).unwrap().kind, Kind::Unknown);
 }
 
-/// What is published where depends on what the engine's user may do. `entry` alone decides about delays.
+/// The exchange of a message depends on what the engine's user may do. For delays only `entry` decides.
 #[test]
 fn each_address_has_its_exchange() {
     let second = Duration::from_secs(1);
