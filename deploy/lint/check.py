@@ -30,6 +30,9 @@ PARTS = re.compile(
     r"""//[^\n]*|r\#"(?s:.*?)"\#|"(?:\\(?s:.)|[^"\\])*"|(?P<other>'(?:\\.|[^'\\])')"""
     r"""|\b(?:fn|struct|enum|trait|type|mod|const|static)\ (?P<name>\w+)"""
 )
+# Documents whose maps and walks name source files.
+GUIDES = ("ARCHITECTURE.md", "CONTRIBUTING.md")
+NAMED_FILE = re.compile(r"`([\w/]+\.rs)`")
 DOC = re.compile(r"\s*///\s?(.*)")
 
 
@@ -135,6 +138,14 @@ def is_program(name):
     return name.endswith(".rs") and "/src/" in name and "test" not in name
 
 
+def find_absent(text, listed):
+    """Source files that a document names and that do not exist: the line, the name. A name may be the end of a path."""
+    for line, row in enumerate(text.splitlines(), 1):
+        for name in NAMED_FILE.findall(row):
+            if "NAME" not in name and not any(f"/{path}".endswith(f"/{name}") for path in listed):
+                yield line, name
+
+
 def findings(name, text, pattern, rooms):
     """What is wrong in a file: the rule, the line, and a sentence."""
     if name.endswith(".rs"):
@@ -173,6 +184,8 @@ def test_self(pattern, rooms):
     graph = dict(imports(f"x/src/{name}.rs", code) for name, code in (
         ("a", "use crate::{b, c::D};"), ("b/mod", "use crate::e::F;"), ("e", "use crate::b::{self};"), ("c", "")))
     assert circles(graph) == ["b", "e"], graph
+    guide = "`a.rs` and `x/b.rs`\n`y/b.rs`, `b.rs`, `requests/NAME.rs`, `xa.rs`"
+    assert list(find_absent(guide, ["x/a.rs", "c/x/b.rs"])) == [(2, "y/b.rs"), (2, "xa.rs")]
 
 
 def main():
@@ -181,8 +194,9 @@ def main():
     test_self(pattern, rooms)
     allowed = {tuple(line.split()) for line in (ROOT / HERE / "allowed.txt").read_text().splitlines()}
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    listed = [name for name in listed.split("\0") if name]
     wrong, needed, graphs = [], set(), {}
-    for name in filter(None, listed.split("\0")):
+    for name in listed:
         path = ROOT / name
         if not name.endswith(KINDS) or name.startswith(SKIPPED) or not path.is_file():
             continue
@@ -190,6 +204,8 @@ def main():
         if is_program(name) and name.startswith(WITHOUT_CIRCLES):
             top, found = imports(name, code_of_rust(text))
             graphs.setdefault(name.split("/")[0], {}).setdefault(top, set()).update(found)
+        if name in GUIDES:
+            wrong.extend(f"{name}:{line}: there is no file {absent}" for line, absent in find_absent(text, listed))
         for rule, line, what in findings(name, text, pattern, rooms):
             # An entry may be a folder.
             if any(name.startswith(start) for of, start in allowed if of == rule):
