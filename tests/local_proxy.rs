@@ -16,7 +16,7 @@ use crate::{eventually, run_dir, seconds, word};
 /// A running proxy with one listener on loopback.
 pub struct LocalProxy {
     pub process: Process,
-    /// Where clients connect.
+    /// The port for clients.
     pub port: u16,
     admin: u16,
     log: PathBuf,

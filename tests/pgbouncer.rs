@@ -15,20 +15,20 @@ use crate::{eventually, run_dir, seconds, word};
 pub enum Mode {
     /// When its client leaves.
     Session,
-    /// At the end of each transaction.
+    /// The server connection is returned at the end of each transaction.
     Transaction,
 }
 
 /// A PgBouncer. Ended, and its files left, when dropped.
 pub struct PgBouncer {
-    /// Where it listens.
+    /// The port for clients.
     pub port: u16,
     pub directory: PathBuf,
     pub process: Process,
 }
 
 impl PgBouncer {
-    /// In front of a server, for these databases and `postgres`; with more lines of `pgbouncer.ini`.
+    /// Starts PgBouncer in front of a server, for these databases and `postgres`, with more lines of `pgbouncer.ini`.
     pub async fn start(server: &Server, databases: &[&str], mode: Mode, more: &str) -> Self {
         let lookup = format!("lookup_{}", word());
         let password = word();

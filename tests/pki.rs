@@ -12,7 +12,7 @@ const KEY: &str = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days
 pub struct Pki(PathBuf);
 
 impl Pki {
-    /// A new one.
+    /// Makes a new authority.
     pub fn new() -> Self {
         let pki = Self(run_dir().join(format!("pki-{}", word())));
         std::fs::create_dir_all(&pki.0).unwrap();
@@ -36,12 +36,12 @@ impl Pki {
         ));
     }
 
-    /// Where a file of it is.
+    /// The path of one of the files.
     pub fn file(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
-    /// What is in it.
+    /// The content of one of the files.
     pub fn text(&self, name: &str) -> String {
         std::fs::read_to_string(self.file(name)).unwrap()
     }

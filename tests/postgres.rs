@@ -89,7 +89,7 @@ impl Server {
         }))
     }
 
-    /// A streaming standby of this one, which takes reading connections.
+    /// A streaming standby of this server, which accepts connections that read.
     pub fn standby(&self) -> Self {
         let directory = run_dir().join(format!("pg-{}", word()));
         run(
@@ -106,8 +106,8 @@ impl Server {
         }))
     }
 
-    /// Puts all roles and databases of this server into another one, of the same version or a newer
-    /// one, whose programs dump them (PostgreSQL documentation, "Upgrading Data via pg_dumpall").
+    /// Puts all roles and databases of this server into another server of the same version or a newer version, whose
+    /// programs dump them (PostgreSQL documentation, "Upgrading Data via pg_dumpall").
     pub fn restore_into(&self, other: &Self) {
         let password = |server: &Self| {
             let text = std::fs::read_to_string(server.0.directory.join("superuser-password"));

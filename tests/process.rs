@@ -18,7 +18,7 @@ pub struct Process {
     guard: Child,
 }
 
-/// One of our binaries, from the directory this test was built into.
+/// One of Mayfly's binaries, from the directory this test was built into.
 pub fn binary(name: &str) -> PathBuf {
     let mut directory = std::env::current_exe().unwrap();
     directory.pop();
@@ -165,7 +165,7 @@ impl Drop for Process {
     }
 }
 
-/// Runs a script of ours and gives what it printed.
+/// Runs a script of the repository and returns what it printed.
 pub fn run(program: &Path, arguments: &[&str]) -> String {
     run_command(Command::new(program).args(arguments))
 }

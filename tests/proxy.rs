@@ -21,7 +21,7 @@ pub enum Mode {
 
 /// A TCP proxy on loopback.
 pub struct Proxy {
-    /// Where it listens.
+    /// The port for clients.
     pub port: u16,
     mode: watch::Sender<Mode>,
     target: watch::Sender<u16>,
@@ -68,14 +68,14 @@ impl Proxy {
         self.rounds.load(Ordering::SeqCst)
     }
 
-    /// From now on.
+    /// Sets the state of the path from now on.
     pub fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
     }
 }
 
 impl Proxy {
-    /// From now on it leads to this port of this machine.
+    /// From now on the path leads to this port of this machine.
     pub fn turn_to(&self, target: u16) {
         self.target.send_replace(target);
         self.mode.send_replace(Mode::Cut);

@@ -42,7 +42,7 @@ pub struct Rogue {
 }
 
 impl Rogue {
-    /// With TLS, by a certificate of an authority nobody knows, or without.
+    /// Starts the server. With TLS it has a certificate of an authority that nobody knows.
     pub async fn start(wants: Wants, tls: bool) -> Self {
         let tls = tls.then(|| {
             let pki = Pki::new();

@@ -26,8 +26,8 @@ pub struct Stage {
 }
 
 impl Scenario {
-    /// On this server: an admin with `CREATEROLE`, the shared broker, no settings, and a secret with
-    /// the attributes that [`System::secret`] gives.
+    /// A scenario on this server: an admin with `CREATEROLE`, the shared broker, no settings, and a secret with the
+    /// attributes that [`System::secret`] gives.
     pub fn on(server: Server) -> Self {
         Self {
             server,

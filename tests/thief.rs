@@ -1,4 +1,4 @@
-//! Somebody who has got a pool's key, and the rights of its engines at the broker.
+//! An attacker who has got a pool's key, and the rights of its engines at the broker.
 
 use std::path::Path;
 
@@ -35,7 +35,7 @@ pub struct Taken {
 }
 
 impl Thief {
-    /// With this key file, at the broker of this system.
+    /// A thief with this key file, at the broker of this system.
     pub async fn with(system: &System, key_file: &Path) -> Self {
         let text = std::fs::read_to_string(key_file).unwrap();
         let key: EngineKey = serde_json::from_str(&text).unwrap();

@@ -100,7 +100,7 @@ impl User {
         self.password = word() + &word();
     }
 
-    /// The Erlang that tells the broker of another password.
+    /// The Erlang code that gives the broker another password for the user.
     pub fn changing(&self) -> String {
         format!(
             r#"rabbit_auth_backend_internal:change_password({}, {}, <<"test">>)"#,

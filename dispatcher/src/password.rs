@@ -60,7 +60,7 @@ pub(crate) struct Seed {
 }
 
 impl Seed {
-    /// For a lease with a nonce.
+    /// The seed of a lease with a nonce.
     pub(crate) fn of_nonce(key: Zeroizing<[u8; 32]>, nonce: &[u8]) -> Self {
         Self {
             key,
@@ -69,7 +69,7 @@ impl Seed {
         }
     }
 
-    /// For a lease from before leases had nonces.
+    /// The seed of a lease that was made before leases had nonces.
     pub(crate) fn of_id(key: Zeroizing<[u8; 32]>, lease: &LeaseId) -> Self {
         Self {
             key,
@@ -138,7 +138,7 @@ pub(crate) fn has_every_kind(password: &Secret) -> bool {
 mod tests {
     use super::*;
 
-    /// The exchange of RFC 7677, section 3: its server signature follows from our server key.
+    /// The exchange of RFC 7677, section 3: the server signature follows from the server key that Mayfly computes.
     #[test]
     fn the_verifier_is_that_of_rfc_7677() {
         let salt = BASE64_STANDARD.decode("W22ZaJ0SNY7soEsUEjb6gQ==").unwrap();

@@ -38,7 +38,7 @@ pub(crate) struct Flags {
     /// (`-`), check the copy, and exit. A dispatcher may run meanwhile
     #[arg(long, value_name = "TO", group = "instead")]
     pub(crate) backup: Option<PathBuf>,
-    /// With --backup DIRECTORY: keep only this number of copies there, the newest
+    /// With --backup DIRECTORY: keep only this number of copies there, the newest ones
     #[arg(long, value_name = "N", requires = "backup", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) keep: Option<u16>,
     /// Put a copy made with --backup in the store's place, from this file or from standard input (`-`), and exit;
@@ -53,14 +53,14 @@ pub(crate) struct Flags {
     /// The rows are verified. After that no dispatcher opens the old store
     #[arg(long, value_name = "TO", group = "instead")]
     pub(crate) copy_store: Option<String>,
-    /// Make a new root token, write it to this new file, and exit. The old one is refused from then on.
+    /// Make a new root token, write it to this new file, and exit. The old token is refused from then on.
     /// Dispatchers may run meanwhile
     #[arg(long, value_name = "FILE", group = "instead")]
     pub(crate) new_root_token: Option<PathBuf>,
     /// Renew a key, and exit; see "Renew a key" in the README. Dispatchers may run meanwhile
     #[arg(long, value_name = "KEY", group = "instead")]
     pub(crate) rekey: Option<Rekey>,
-    /// With --rekey dispatcher: replace the present key with the next one. All pools must have the next key
+    /// With --rekey dispatcher: replace the present key with the next key. All pools must have the next key
     #[arg(long, requires = "rekey")]
     pub(crate) finish: bool,
     /// End the upgrade of the store now instead of one hour after its begin, and exit. Dispatchers of the

@@ -9,7 +9,7 @@ use mayfly_protocol::names::LeaseId;
 use mayfly_protocol::timing::timing;
 use parking_lot::{Mutex, MutexGuard};
 
-/// Longest window that is remembered.
+/// Longest window for which an ended account is remembered.
 const AT_MOST: Duration = Duration::from_secs(3600);
 /// Maximum number of leases remembered. This is more than an engine ends in `ended_memory`; beyond it only the window
 /// protects.

@@ -28,7 +28,7 @@ pub(crate) enum Ending {
     Ok,
     /// The task was not done, and the reply says so.
     Failed,
-    /// Not understood or too late.
+    /// The task was not understood, or came too late.
     Refused,
     /// Parked to be done later.
     Retried,

@@ -20,7 +20,7 @@ use crate::metrics::Metrics;
 use crate::pg::{GrantRoles, Servers};
 use crate::verdicts::Verdicts;
 
-/// The dispatcher's public keys. While its key is renewed, the earlier one is valid too.
+/// The dispatcher's public keys. While its key is renewed, the earlier key is valid too.
 pub(crate) struct Dispatcher {
     /// Messages of this engine are sealed to this key.
     newest: PublicKey,

@@ -45,11 +45,11 @@ fn earlier(at: Timestamp, by: Duration) -> Timestamp {
 /// The state of a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum State {
-    /// Its account is being made.
+    /// The account is being made.
     Pending,
     /// Somebody holds the credential.
     Active,
-    /// Its end was requested, and its account is not yet known to be gone for good.
+    /// The end was requested, and the account is not yet known to be gone for good.
     Revoking,
     /// The account is gone.
     Revoked,
@@ -105,7 +105,7 @@ pub struct Lease {
     pub id: LeaseId,
     /// The dynamic secret it was read from.
     pub path: SecretPath,
-    /// Who makes and ends it.
+    /// The pool whose engines make and end the account.
     pub pool: PoolName,
     /// Role of its account.
     pub role: RoleName,
@@ -134,8 +134,8 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// From this timestamp on its account can no longer appear, so its absence is final. No engine begins its create
-    /// later, see [`crate::timing`].
+    /// From this timestamp on the lease's account can no longer appear, so its absence is final. No engine begins the
+    /// create later, see [`crate::timing`].
     pub fn settles_at(&self) -> Timestamp {
         later(self.create_deadline, timing().over_after())
     }
@@ -203,7 +203,7 @@ pub struct Status {
     pub objects: Vec<String>,
     /// When the engines try again.
     pub next_try: Option<Timestamp>,
-    /// Its revocation keeps failing.
+    /// The revocation keeps failing.
     pub stuck: bool,
     /// When the reconciler looks at it next. `None`: never again, because its account is gone for good.
     pub next_reconcile: Option<Timestamp>,
@@ -307,17 +307,17 @@ impl Status {
 pub enum Event {
     /// An engine made the account, and its end is parked at the broker.
     Created(Created, EngineName),
-    /// Its create task certainly never reached the broker, or an engine says that it failed before
-    /// anything was made.
+    /// The create task certainly never reached the broker, or an engine reports that it failed before anything was
+    /// made.
     NothingMade,
-    /// Its create failed, or nobody waits for it any more. It is unknown whether an account exists.
+    /// The create failed, or nobody waits for it any more. It is unknown whether an account exists.
     GivenUp,
     /// Nobody waits for its create, but somebody may hold its credential, because the store is a copy from a backup.
     /// The account lives until its `VALID UNTIL`.
     MaybeHeld,
     /// An engine moved its end to this timestamp of the database's clock.
     Renewed(Timestamp),
-    /// Somebody requested its end.
+    /// Somebody requested the end of the lease.
     RevokeAsked,
     /// An engine ended the account, or found none.
     Gone {
@@ -338,7 +338,7 @@ pub enum Event {
     Found,
     /// An engine found the account alive, and not yet due.
     NotDue {
-        /// Its end, by the database's clock.
+        /// The account's end, by the database's clock.
         until: Timestamp,
         /// The time it had left by the same clock, if the engine reports it.
         left: Option<Duration>,
@@ -352,9 +352,9 @@ pub enum Event {
         /// When it tries again.
         again: Option<Duration>,
     },
-    /// Somebody requested a try of its revocation.
+    /// Somebody requested a try of the revocation.
     RetryAsked,
-    /// Somebody detached it: Mayfly no longer ends its account.
+    /// Somebody detached the lease: Mayfly no longer ends its account.
     Detached {
         /// `root` or a token's id.
         by: String,

@@ -1,5 +1,5 @@
 //! Names of paths, pools, engines, leases and roles. They are parsed once, when they enter the program. A value of
-//! one of these types is valid; there is no way to build one from unchecked text.
+//! one of these types is always valid, because it cannot be built from unchecked text.
 
 use std::fmt;
 use std::str::FromStr;

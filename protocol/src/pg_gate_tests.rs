@@ -1,4 +1,4 @@
-//! Tests of what a server may ask of a login: messages of an honest server, and of one that lies.
+//! Tests of what a server may ask for in a login: messages of an honest server, and of a server that lies.
 
 use proptest::prelude::*;
 

@@ -125,7 +125,7 @@ pub struct Rule {
     pub sslmode: SslMode,
     /// The channel binding as it is written. If none is written, see [`Rule::binding`].
     pub channel_binding: Option<ChannelBinding>,
-    /// Where to change it.
+    /// The place where an operator can change this rule.
     pub written_in: WrittenIn,
     /// A test login with a wrong password. The server may accept it without proving its identity: the test
     /// finds this out.

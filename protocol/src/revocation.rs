@@ -127,7 +127,7 @@ pub enum Next {
         after: Duration,
         /// The number of failed tries that the message then names.
         attempt: u32,
-        /// The look after this one is the last: the create can no longer commit.
+        /// The next look is the last: the create can no longer commit.
         settling: bool,
     },
 }
@@ -138,7 +138,7 @@ pub fn is_conclusive(task: &Revoke, settling: bool) -> bool {
 }
 
 /// Decides what happens to a revocation. A copy that the reconciler sent is never parked: the reconciler sends the
-/// next one.
+/// next copy.
 pub fn next(task: &Revoke, attempt: u32, settling: bool, result: &Result<Ended, Failure>) -> Next {
     if task.copy {
         return Next::Done;

@@ -33,7 +33,7 @@ pub enum SealError {
     /// The envelope is too short, or this version does not know its suite.
     #[error("this version does not know the form of the envelope")]
     UnknownForm,
-    /// Sealed to a key that is not ours.
+    /// The envelope is sealed to a key that this key pair does not have.
     #[error("the envelope is sealed for another key")]
     OtherKey,
     /// The envelope is forged or changed, or has another sender.
@@ -47,9 +47,9 @@ pub enum SealError {
 /// The form of an envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
-    /// With an encapsulation of its own. Every version opens it.
+    /// The envelope has an encapsulation of its own. Every version opens it.
     Alone,
-    /// With the encapsulation of its minute. Only peers that announce it open it.
+    /// The envelope has the encapsulation of its minute. Only peers that announce this form open it.
     Shared,
 }
 

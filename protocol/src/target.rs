@@ -41,9 +41,9 @@ pub enum Auth {
     /// SCRAM-SHA-256 (RFC 7677): the server gets neither the password nor anything that replaces it.
     #[default]
     Scram,
-    /// Also MD5: the server gets a hash with which it can log in at other servers.
+    /// MD5 is allowed too: the server gets a hash with which it can log in at other servers.
     Md5,
-    /// Also the password in clear.
+    /// The password in clear is allowed too.
     Password,
 }
 

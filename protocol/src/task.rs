@@ -1,5 +1,5 @@
-//! The wire: what a task, a reply, an outcome and a heartbeat say, as versioned JSON inside a
-//! sealed envelope, and the clear head that goes with it.
+//! The wire: the content of a task, a reply, an outcome and a heartbeat, as versioned JSON inside a sealed envelope,
+//! and the clear head beside it.
 //!
 //! A request that an engine answers is a type that implements [`Request`], in a file of its own.
 

@@ -119,7 +119,7 @@ pub fn set_for_tests(timing: Timing) {
 /// Whether an engine may begin a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freshness {
-    /// In time: it may begin.
+    /// The request is in time, so it may begin.
     Fresh,
     /// The request's deadline has passed by more than the allowance.
     Late,
@@ -204,7 +204,7 @@ mod tests {
         }
     }
 
-    /// Each inequality of the windows is needed: a set that breaks only this one is refused.
+    /// Each inequality of the windows is needed: a set that breaks only one of them is refused.
     #[test]
     fn windows_that_do_not_fit_are_refused() {
         type Breaks = fn(&mut Timing);
@@ -261,7 +261,7 @@ mod tests {
         assert_eq!(rows.len(), 27);
     }
 
-    /// The table in ARCHITECTURE.md says what is in force.
+    /// The table in ARCHITECTURE.md has the values in force.
     #[test]
     fn architecture_has_this_table() {
         let text = include_str!("../../ARCHITECTURE.md");

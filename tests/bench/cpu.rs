@@ -56,9 +56,9 @@ impl Moment {
 
 struct Stat {
     parent: i32,
-    /// Of the process, in ticks.
+    /// CPU time of the process, in ticks.
     own: u64,
-    /// Of its children that have ended, in ticks.
+    /// CPU time of the children that have ended, in ticks.
     reaped: u64,
 }
 

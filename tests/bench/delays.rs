@@ -1,4 +1,4 @@
-//! RabbitMQ alone: messages that leave the delay levels together, without a program of ours.
+//! RabbitMQ alone: messages that leave the delay levels together, without a program of Mayfly.
 
 use std::time::{Duration, Instant};
 
@@ -12,10 +12,10 @@ use lapin::{BasicProperties, Connection, ConnectionProperties};
 use mayfly_protocol::topology::delay_route_to;
 use mayfly_tests::rabbit::Rabbit;
 
-/// Of an `expire` message.
+/// Size of an `expire` message, in bytes.
 const BYTES: usize = 1_300;
 const PUBLISHERS: usize = 16;
-/// As an engine has.
+/// Number of unsettled messages, as for an engine.
 const PREFETCH: u16 = 800;
 const QUEUE: &str = "bench";
 const PERSISTENT: u8 = 2;

@@ -1,4 +1,4 @@
-//! Stacks of our processes while a row is measured, by `perf record`, for `make flame`.
+//! Stacks of Mayfly's processes while a row is measured, by `perf record`, for `make flame`.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};

@@ -67,7 +67,7 @@ impl Machine {
         }
     }
 
-    /// In a sentence or two.
+    /// The machine in a sentence or two.
     pub fn sentence(&self) -> String {
         let small = match self.scale {
             1.0 => String::new(),
@@ -98,7 +98,7 @@ impl Machine {
         self.busy > BUSY_PERCENT
     }
 
-    /// For `bench.json`.
+    /// The machine for `bench.json`.
     pub fn json(&self) -> Value {
         json!({
             "commit": self.commit, "date": self.date, "cores": self.cores, "processor": self.processor,

@@ -1,5 +1,5 @@
-//! OpenBao, to compare with: a server in dev mode on loopback, with a database of its own, and with statements that
-//! are as cheap as ours: membership of one role, no grants to the account.
+//! OpenBao, for comparison: a server in dev mode on loopback, with a database of its own, and with statements that
+//! are as cheap as Mayfly's: membership of one role, no grants to the account.
 
 use std::path::Path;
 use std::process::Command;

@@ -126,7 +126,7 @@ impl Report {
         self.failed.is_empty()
     }
 
-    /// As a table in Markdown.
+    /// The report as a table in Markdown.
     pub fn table(&self) -> String {
         let mut lines = vec![self.machine.sentence(), String::new()];
         lines.push(

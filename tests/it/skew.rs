@@ -1,5 +1,5 @@
-//! Programs of two versions side by side, as in the middle of an upgrade. Run by `make skew REV=…`,
-//! which builds those of another revision and says where they are in MAYFLY_OTHER_PROGRAMS.
+//! Programs of two versions together, as in the middle of an upgrade. Run by `make skew REV=…`, which builds the
+//! programs of another revision and names their directory in MAYFLY_OTHER_PROGRAMS.
 
 #![allow(
     clippy::print_stdout,

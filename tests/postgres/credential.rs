@@ -18,7 +18,7 @@ pub struct Credential {
 }
 
 impl Credential {
-    /// From the answer to a read.
+    /// The credential of the answer to a read.
     pub fn from_answer(answer: &Value) -> Self {
         let data = &answer["data"];
         let text = |name: &str| {

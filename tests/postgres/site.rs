@@ -72,11 +72,11 @@ impl Site {
     }
 }
 
-/// The roles whose name begins so.
+/// The roles whose name begins with the parameter.
 const ROLES: &str = "SELECT rolname FROM pg_roles WHERE starts_with(rolname, $1) ORDER BY 1";
 
 impl Server {
-    /// Roles whose name begins so.
+    /// Roles whose name begins with `prefix`.
     pub async fn roles(&self, prefix: &str) -> Vec<String> {
         let rows = self.look(ROLES, prefix).await;
         rows.iter().map(|row| row.get(0)).collect()

@@ -23,7 +23,7 @@ type Key = (String, PoolName);
 #[derive(Debug, Default)]
 pub(crate) struct Clocks(Mutex<HashMap<Key, Ahead>>);
 
-/// By how much a clock is ahead of the store's, in milliseconds: at least, and at most.
+/// How far a clock is ahead of the store's, in milliseconds: at least, and at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Ahead {
     least: i64,

@@ -55,7 +55,7 @@ pub(crate) struct App {
     pub(crate) tidying: TidyQueue,
     /// Name of this dispatcher among those with the same store.
     pub(crate) name: String,
-    /// Whether it is the one that reconciles.
+    /// Whether this dispatcher is the one that reconciles.
     pub(crate) leads: AtomicBool,
     /// Requests that the ends of all leases are parked again, because the broker lost some.
     pub(crate) park_again: Notify,

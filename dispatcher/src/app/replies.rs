@@ -59,8 +59,8 @@ pub(crate) enum Delivered {
 }
 
 /// Whether an answer counts that does not name its request. Only engines of earlier versions send such answers. A
-/// created account is bound to its lease, which is made once. A failure can only deny, and anybody who can send it
-/// again can deny in other ways.
+/// created account is bound to its lease, and is made once. A false failure can only deny a request, and a person who
+/// can send it can also do that by other means.
 fn needs_no_name(kind: Kind, result: &ReplyResult) -> bool {
     matches!(
         (kind, result),

@@ -179,8 +179,8 @@ async fn send_copy(
     publish_end(app, access, to, body).await
 }
 
-/// Publishes the end of a role that was found on a server. It is due at the role's own date. The store need not know
-/// the role's lease, and the role may belong to another installation.
+/// Publishes the end of a role that was found on a server. It is due at the role's own `VALID UNTIL`. The store need
+/// not know the role's lease, and the role may belong to another installation.
 ///
 /// # Errors
 /// `no_engine` for a pool that is distrusted, `broker_unavailable`.
@@ -202,7 +202,7 @@ pub(crate) async fn found(app: &App, pool: &Pool, body: Revoke) -> Result<(), Ap
         .map_err(|error| ApiError::broker(&error))
 }
 
-/// Seals a revocation that an engine parks for `after` in place of the one that failed.
+/// Seals a revocation that an engine parks for `after` in place of the failed revocation.
 ///
 /// # Errors
 /// `Down` if it cannot be sealed.

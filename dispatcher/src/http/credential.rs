@@ -39,8 +39,8 @@ fn bare_host(host: &str, port: u16) -> String {
     }
 }
 
-/// A PostgreSQL connection URI (PostgreSQL documentation, 34.1.1.2). With several hosts it selects the one
-/// that takes writes, as the engines do.
+/// A PostgreSQL connection URI (PostgreSQL documentation, 34.1.1.2). If there are several hosts, the client selects
+/// the host that accepts writes, as the engines do.
 fn url(host: &str, port: u16, database: &str, user: &str, password: &str) -> String {
     let part = |text: &str| utf8_percent_encode(text, URL_PART).to_string();
     let place = |endpoint: &Endpoint| match endpoint.host.parse::<std::net::Ipv6Addr>() {

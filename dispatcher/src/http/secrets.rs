@@ -180,7 +180,7 @@ pub(super) async fn read(
     Ok(response)
 }
 
-/// The `Idempotency-Key` of a read: a second one under the same key gets the same lease.
+/// The `Idempotency-Key` of a read. A second read with the same key gets the same lease.
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     let mut values = headers.get_all("idempotency-key").iter();
     let Some(value) = values.next() else {

@@ -22,13 +22,13 @@ use mayfly_protocol::lease::{Lease, State};
 const PAGE: u32 = 500;
 /// Differences that the answer lists; it counts all of them.
 const LISTED_MAX: usize = 10_000;
-/// Allowed difference of two dates.
+/// Allowed difference between two ends of a lease.
 const SAME: SignedDuration = SignedDuration::from_secs(1);
 const EXPIRATION_DIFFERS: &str = "expiration_differs";
 /// Pause between two counts of messages.
 const COUNT_AGAIN: Duration = Duration::from_millis(400);
 
-/// In what a role and the store differ.
+/// A difference between a role and the store.
 #[derive(Debug)]
 pub(crate) struct Difference {
     pub(crate) kind: &'static str,
@@ -39,9 +39,9 @@ pub(crate) struct Difference {
     pub(crate) lease: Option<LeaseId>,
     /// The other installation, if the role belongs to one.
     pub(crate) installation: Option<InstallationId>,
-    /// Its end according to the store.
+    /// The lease's end according to the store.
     pub(crate) store_expiration: Option<Timestamp>,
-    /// Its end according to the database.
+    /// The account's end according to the database.
     pub(crate) database_expiration: Option<Timestamp>,
     /// What is done about it, or would be.
     pub(crate) action: &'static str,
@@ -109,8 +109,8 @@ impl Comparison {
     }
 }
 
-/// Compares store, broker and databases. Unless `dry_run`, it repairs the differences: roles past their date
-/// are ended, and revocations are sent for leases, so that the outcomes correct their rows.
+/// Compares store, broker and databases. Unless `dry_run`, it repairs the differences: roles past their end are
+/// ended, and revocations are sent for leases, so that the outcomes correct their rows.
 ///
 /// # Errors
 /// The store or the broker is unreachable. Servers that cannot be asked are listed in the result.
@@ -325,7 +325,7 @@ struct Compared<'l> {
 
 impl<'l> Compared<'l> {
     /// Compares a role with the lease that its comment names. `None`: the engines of the lease's own pool are asked
-    /// too, and only they say what differs.
+    /// too, and only their answer decides what differs.
     fn of(role: &LedgerRole, known: Option<&'l Lease>, asked: &Asked<'_>) -> Option<Self> {
         let own = role.installation == asked.installation;
         let is_others =

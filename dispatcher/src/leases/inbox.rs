@@ -215,7 +215,7 @@ impl Outcomes {
     }
 }
 
-/// The outcomes of an opened message, the first one and the others in it.
+/// The outcomes of an opened message: the first outcome and the others in it.
 ///
 /// # Errors
 /// The message is refused: the reason as one word, and a sentence for the log.
@@ -306,7 +306,7 @@ mod tests {
         assert!(outcomes_of(&head(Kind::Outcome, None), outcome(0)).is_err());
     }
 
-    /// Nobody waits for these answers any more. What they say about an account still counts.
+    /// Nobody waits for these answers any more. What they report about an account still counts.
     #[test]
     fn a_late_answer_is_an_event_if_it_moved_an_account() {
         let late = |result| {

@@ -1,6 +1,6 @@
-//! Decides what to do about a role that an engine reports on a server. The report or the role's comment may
-//! be a lie. For a lease in the store only the store's role, server and date count, and a report causes at
-//! most a look by the lease's own pool.
+//! Decides what to do about a role that an engine reports on a server. The report or the role's comment may be a lie.
+//! For a lease in the store only the store's role, server and end count, and a report causes at most a look by the
+//! lease's own pool.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ pub(crate) struct Asked<'a> {
     pub(crate) pool: &'a PoolName,
     /// Id of the base secret it used.
     pub(crate) base: &'a str,
-    /// The server's clock, as the answer says.
+    /// The server's clock, by the answer.
     pub(crate) there: Timestamp,
     pub(crate) here: Timestamp,
     /// Ordinary messages end accounts that are overdue by less than this.
@@ -37,8 +37,8 @@ pub(crate) enum Act {
     Nothing,
     /// The usual revocation of its lease is sent again: to the lease's own pool, with the values in the store.
     Look,
-    /// The pool that found it ends it, by the role's own date. The store has no such lease, so no report about it
-    /// counts.
+    /// The pool that found the role ends it, at the role's own `VALID UNTIL`. The store has no such lease, so no
+    /// report about it counts.
     End,
 }
 

@@ -41,9 +41,9 @@ pub(crate) struct Issued {
     /// The user name in the answer.
     pub(crate) username: String,
     pub(crate) password: Secret,
-    /// Its life, in seconds.
+    /// The lease's life, in seconds.
     pub(crate) ttl_seconds: u64,
-    /// Its end, by the database's clock.
+    /// The lease's end, by the database's clock.
     pub(crate) expiration: Timestamp,
     pub(crate) lease: LeaseId,
     /// Whether the lease was made for an earlier read.

@@ -203,8 +203,8 @@ async fn next_candidate(
     Ok(outbox::instead(app, &access, after).ok())
 }
 
-/// Whether another message may succeed where this one failed: with another credential candidate, sealed to a new
-/// key, or with the authorities that the engine lacks.
+/// Whether another message may succeed where the present message failed: with another credential candidate, sealed to
+/// a new key, or with the authorities that the engine lacks.
 fn helps(candidates: u32, new_key: bool, outcome: &Outcome) -> bool {
     candidates > 1 || new_key || is_unread(outcome)
 }

@@ -56,8 +56,8 @@ pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
     }
 }
 
-/// Parks the ends of all unsettled leases once more. Nobody can tell which ones are missing, and a second message
-/// finds nothing left to do. Waits for store and broker until the dispatcher ends. Returns whether all were parked.
+/// Parks the ends of all unsettled leases once more. It is unknown which ends are missing, and a second message finds
+/// nothing left to do. Waits for store and broker until the dispatcher ends. Returns whether all were parked.
 async fn park_all(app: &App) -> bool {
     let mut parked = 0_u64;
     for state in STATES {

@@ -1,5 +1,5 @@
-//! Renews a lease: moves its end in the database, which decides, and then in the store. No other message is
-//! sent: the parked revocation finds the new date.
+//! Renews a lease: moves its end in the database, which decides, and then in the store. No other message is sent: the
+//! parked revocation finds the new end.
 
 use std::time::Instant;
 

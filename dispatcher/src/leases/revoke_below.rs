@@ -24,7 +24,7 @@ const ROUND: Duration = Duration::from_millis(500);
 pub(crate) struct Below {
     /// Leases that are being revoked.
     pub(crate) revoking: usize,
-    /// More follow in the background.
+    /// Whether more revocations follow in the background.
     pub(crate) more: bool,
 }
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-/// The first pause of a read. Each later one is twice as long.
+/// The first pause of a read. Each later pause is twice as long.
 const FIRST: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(2);
 /// Minimum time that must be left for a create after a pause.

@@ -204,7 +204,7 @@ pub(super) async fn known(
     Ok(leases.into_iter().map(|lease| (lease.id, lease)).collect())
 }
 
-/// The end of a role that belongs to no lease of the store. It is due at the role's own date.
+/// The end of a role that belongs to no lease of the store. It is due at the role's own `VALID UNTIL`.
 fn end_of(base: &BaseFacts, page: &Ledger, role: &LedgerRole) -> Revoke {
     Revoke {
         lease: role.lease,

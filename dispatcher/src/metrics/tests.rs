@@ -1,4 +1,4 @@
-//! What a scrape says.
+//! Tests of the content of a scrape.
 
 use super::*;
 use mayfly_common::broker::Waiting;

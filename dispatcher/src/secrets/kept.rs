@@ -1,5 +1,6 @@
-//! Applies an update to a secret, and decides whether the stored password may stay. It may not if it would be sent
-//! to another server or in another way. Otherwise a caller who may change an address could learn the password.
+//! Applies an update to a secret, and decides whether the stored password may stay. It may not stay if it would be
+//! sent to another server or over another kind of connection. Otherwise a caller who may change an address could
+//! learn the password.
 
 use mayfly_protocol::target::Target;
 

@@ -102,9 +102,9 @@ pub(crate) struct Dynamic {
     pub(crate) pool: PoolName,
     /// What they may do.
     pub(crate) grants: Vec<Grant>,
-    /// Their life, in seconds.
+    /// Life of the leases, in seconds.
     pub(crate) ttl_seconds: u64,
-    /// Their longest life with renewals, in seconds.
+    /// Longest life of the leases with renewals, in seconds.
     pub(crate) max_ttl_seconds: u64,
     /// A caller's second read gets the same lease, if enough of its TTL is left.
     pub(crate) share: bool,

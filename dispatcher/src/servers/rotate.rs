@@ -118,7 +118,7 @@ fn may_begin(looked: Rotated) -> Result<(), Failure> {
     }
 }
 
-/// Whether an engine says that the new password is in force.
+/// Whether an engine reports that the new password is in force.
 ///
 /// # Errors
 /// The engine says something else, or nothing.
@@ -134,7 +134,8 @@ fn is_in_force(answer: Result<Rotated, ApiError>) -> Result<(), ApiError> {
 /// The limits of a change.
 #[derive(Debug, PartialEq, Eq)]
 struct Limits {
-    /// From then on the database itself refuses to begin it, by its own clock. The engines' clocks do not matter.
+    /// From this time on the database itself refuses to begin the change, by its own clock. The engines' clocks do
+    /// not matter.
     not_after: Timestamp,
     /// The change is committed by then or never, by the database's clock.
     over_there: Timestamp,
@@ -143,7 +144,7 @@ struct Limits {
 }
 
 impl Limits {
-    /// For a change that begins at these times of the database and of this dispatcher.
+    /// The limits of a change that begins at these times of the database and of this dispatcher.
     fn of(there: Timestamp, here: Timestamp) -> Self {
         let timing = timing();
         let not_after = there + timing.rotation_answer + timing.create_budget;

@@ -84,7 +84,7 @@ fn what_is_wrong_is_named() {
     }
 }
 
-/// A key that the default file documents is printed by `--check-config`, and the other way round.
+/// `--check-config` prints each key that the default file documents, and no other key.
 #[test]
 fn every_documented_key_is_printed() {
     let all = "amqp.url amqp.url_file amqp.ca_file amqp.client_cert_file amqp.client_key_file \

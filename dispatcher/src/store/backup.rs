@@ -294,7 +294,7 @@ fn mark_if_unmarked(copy: &Path) -> Result<(), rusqlite::Error> {
     }
 }
 
-/// Puts the new file in the place of the old one. The old one is kept under another name, together with its `-wal`
+/// Puts the new file in the place of the old file. The old file is kept under another name, together with its `-wal`
 /// and `-shm` files. If the process is killed at any step, there is a store in the place, and its parts belong
 /// together.
 fn put_in_place(store: &Path, fresh: &Path) -> Result<Option<PathBuf>, OpenError> {

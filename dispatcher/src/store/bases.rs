@@ -109,7 +109,7 @@ pub(super) fn newest_version(connection: &Connection, id: &str) -> Result<Option
     Ok(found.map(|row| row.get("version")).transpose()?)
 }
 
-/// The admin connections of the versions between this one and `newest`, the latest first.
+/// The admin connections of the versions between this version and `newest`, the latest first.
 pub(super) fn targets_between(
     connection: &Connection,
     sealer: &Sealer,

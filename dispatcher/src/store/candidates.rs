@@ -30,7 +30,7 @@ pub(crate) struct LeaseAccess {
     pub(crate) candidates: u32,
     /// Whether messages may be parked that the engines of its pool cannot open any more.
     pub(crate) new_key: bool,
-    /// Whether this pool has taken the lease over from another one.
+    /// Whether this pool has taken the lease over from another pool.
     pub(crate) taken_over: bool,
     /// The server that has its account, if it is known.
     pub(crate) server: Option<String>,

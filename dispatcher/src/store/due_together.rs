@@ -35,7 +35,7 @@ impl AfterEnd {
 pub(crate) struct Due {
     /// What revocations of these leases need.
     pub(crate) access: Vec<LeaseAccess>,
-    /// Where the next page begins. `None`: this was the last one.
+    /// Where the next page begins. `None`: this was the last page.
     pub(crate) next: Option<AfterEnd>,
 }
 
@@ -87,7 +87,7 @@ impl Store {
         .await
     }
 
-    /// Up to `limit` leases of a pool that are due from that place on and until `until`. Rows that are not
+    /// Up to `limit` leases of a pool that are due from that place on, at the latest at `until`. Rows that are not
     /// authentic are skipped.
     ///
     /// # Errors

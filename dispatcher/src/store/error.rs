@@ -14,10 +14,10 @@ pub(crate) enum StoreError {
     /// used.
     #[error("the lease store cannot be used: {0}")]
     Unusable(String),
-    /// It does not exist. The value has its kind and name.
+    /// The thing does not exist. The value has its kind and name.
     #[error("there is no {0}")]
     NotFound(String),
-    /// It exists already. The value is the message.
+    /// The thing exists already. The value is the message.
     #[error("{0}")]
     Exists(String),
     /// Something still needs it.

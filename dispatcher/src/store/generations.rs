@@ -17,7 +17,7 @@ use super::sql::{Connection, NONE, Query, params};
 use super::{Lane, Store, StoreError, unreadable};
 use crate::password::Seed;
 
-/// The row of the first derivation key. The rows of later ones have their generation after a dot.
+/// The row of the first derivation key. The rows of later keys have their generation after a dot.
 const DERIVATION: &str = "derivation_key";
 /// The row with the generation of the oldest derivation key that a lease may need.
 const OLDEST: &str = "derivation_oldest";

@@ -19,7 +19,7 @@ pub(crate) enum Cause {
     Full,
     /// The disk, the file system or the server's system failed.
     Io,
-    /// It cannot be written to.
+    /// The store cannot be written to.
     ReadOnly,
     /// The file, or a page of it, is damaged.
     Damaged,
@@ -40,7 +40,7 @@ impl Cause {
         Self::Other,
     ];
 
-    /// Its label in metrics.
+    /// The cause's label in metrics.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Full => "full",

@@ -86,7 +86,7 @@ impl KeyFiles {
         })
     }
 
-    /// Replaces the old key file by the one that `--rekey master` wrote. The store is sealed with the new key by
+    /// Replaces the old key file by the file that `--rekey master` wrote. The store is sealed with the new key by
     /// then.
     pub(super) fn take_written(&self) -> Result<(), OpenError> {
         let file = |error| OpenError::File {

@@ -108,7 +108,7 @@ pub(super) fn is_sealed_by_this_version(connection: &Connection) -> Result<bool,
     Ok(recorded(connection)?.is_some())
 }
 
-/// Makes the rows of a store usable that has been used before. Call it in a transaction.
+/// Makes the rows usable of a store that has been used before. Call it in a transaction.
 ///
 /// # Errors
 /// No key file holds the store's master key, or it cannot be decided which one does.
@@ -264,7 +264,7 @@ pub(super) fn unmove(connection: &mut Connection, files: &KeyFiles) -> Result<bo
     })
 }
 
-/// Makes the rows of a store usable that has the same seal as another one.
+/// Makes the rows usable of a store that has the same seal as another store.
 pub(super) fn share(connection: &mut Connection, files: &KeyFiles, sealing: Sealing) {
     ring(connection, files, sealing, None);
 }

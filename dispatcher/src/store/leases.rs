@@ -54,7 +54,7 @@ pub(crate) struct EndedSome {
     pub(crate) count: usize,
     /// Number of leases whose rows are not authentic.
     pub(crate) refused: usize,
-    /// The id after which the next job begins. `None`: this was the last one.
+    /// The id after which the next job begins. `None`: this was the last job.
     pub(crate) after: Option<String>,
 }
 

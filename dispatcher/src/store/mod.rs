@@ -118,11 +118,11 @@ enum Job {
 /// The kind of jobs of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
-    /// Its jobs see the store alone.
+    /// The connection's jobs see the store alone.
     Alone,
-    /// Each of its jobs is about one lease. Jobs in other slots run at the same time.
+    /// Each of the connection's jobs is about one lease. Jobs in other slots run at the same time.
     Slot,
-    /// Its jobs write nothing, and take no lock.
+    /// The connection's jobs write nothing, and take no lock.
     Reads,
 }
 
@@ -196,8 +196,8 @@ impl Store {
         })
     }
 
-    /// The clock that decides about the status of leases. With several dispatchers it is the store's, because a
-    /// deadline that one dispatcher writes is judged by another.
+    /// The clock that decides about the status of leases. If several dispatchers share a store, it is the store's
+    /// clock, because one dispatcher writes a deadline and another judges it.
     pub(crate) fn now(&self) -> jiff::Timestamp {
         let offset = jiff::SignedDuration::from_millis(self.offset.load(Ordering::Relaxed));
         jiff::Timestamp::now() + offset

@@ -65,7 +65,7 @@ pub(crate) enum OpenError {
     /// Another process has opened it.
     #[error("{}: another dispatcher is running with this store", file.display())]
     Locked { file: PathBuf },
-    /// The master key is not the one the store was made with.
+    /// The master key is not the key with which the store was made.
     #[error("{}: {reason}", file.display())]
     Key {
         /// The master key's file.
@@ -297,8 +297,8 @@ pub(super) fn copied_at(
         .map(Some)
 }
 
-/// The timeline of the write-ahead log. Each promotion begins a new one (PostgreSQL documentation, 26.3.6). `None`:
-/// the server does not report it, as with some managed ones.
+/// The timeline of the write-ahead log. Each promotion begins a new timeline (PostgreSQL documentation, 26.3.6).
+/// `None`: the server does not report it, as with some managed servers.
 fn timeline(connection: &Connection) -> Result<Option<String>, StoreError> {
     connection.execute_batch("SAVEPOINT timeline")?;
     let found = connection.query_row(
@@ -353,7 +353,7 @@ pub(super) fn write_private(path: &Path, secret: &Secret) -> Result<(), OpenErro
     })
 }
 
-/// The root token: the content of its file, if keys were made beforehand, or a new one.
+/// The root token: the content of its file, if keys were made beforehand, or a new token.
 fn root_token(path: &Path) -> Result<Secret, OpenError> {
     let file = |error| OpenError::File {
         file: path.to_owned(),

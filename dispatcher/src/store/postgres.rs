@@ -59,7 +59,7 @@ struct Inner {
     offset: Arc<AtomicI64>,
     /// Answers to queries that were sent with BEGIN, until the job asks for them.
     ahead: Vec<(Query, Result<Vec<Row>, SqlError>)>,
-    /// Statements that are sent together with the next one.
+    /// Statements that are sent together with the next statement.
     later: Vec<(tokio_postgres::Statement, Vec<Cell>)>,
     /// Number of round trips to the server so far.
     round_trips: u64,
@@ -154,8 +154,8 @@ impl Postgres {
         Ok(usize::try_from(changed).unwrap_or(usize::MAX))
     }
 
-    /// Sends a statement together with the next one or with COMMIT, in one round trip. If it fails, the next one
-    /// fails.
+    /// Sends a statement together with the next statement or with COMMIT, in one round trip. If it fails, the next
+    /// statement fails.
     pub(super) fn write_later(&self, sql: &str, cells: Vec<Cell>) -> Result<(), SqlError> {
         let mut inner = self.0.borrow_mut();
         inner.ahead.clear();
@@ -249,7 +249,8 @@ impl Inner {
         Ok(statement)
     }
 
-    /// Sends the waiting statements together with a last one. If one of them fails, the last one fails too.
+    /// Sends the waiting statements together with a last statement. If one of them fails, the last statement fails
+    /// too.
     fn after_writes<T>(
         &mut self,
         last: impl AsyncFnOnce(&Client) -> Result<T, tokio_postgres::Error>,

@@ -36,7 +36,7 @@ pub(crate) struct Conditions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Admission {
     New,
-    /// No new lease: this one is the answer.
+    /// No new lease: this existing lease is the answer.
     Known(LeaseId),
 }
 
@@ -239,7 +239,7 @@ fn hold(
     Ok(!connection.ask(secret)?.is_empty())
 }
 
-/// All queries that [`Store::admit`] makes in a slot, except the one for the lease of a key.
+/// All queries that [`Store::admit`] makes in a slot, except the query for the lease of a key.
 fn asked(lease: &Lease, conditions: &Conditions, now: Timestamp) -> Vec<Query> {
     let (token, secret) = hold_asked(lease, conditions, Role::Slot);
     let key = conditions.key.as_ref().map(|key| key_asked(lease, key));

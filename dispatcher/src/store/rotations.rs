@@ -38,7 +38,7 @@ pub(crate) struct Rotation {
 #[derive(Debug)]
 pub(crate) struct Opening {
     pub(crate) path: SecretPath,
-    /// Its version, which must still be the present one.
+    /// The base secret's version, which must still be the present version.
     pub(crate) version: u64,
     pub(crate) password: Secret,
     /// The pool whose engine is asked.
@@ -170,7 +170,7 @@ fn open_of(connection: &Connection, secret: &str) -> Result<Option<Entry>, Store
     authentic::row(connection, &ROTATIONS, "WHERE secret_id = ?1", [secret])
 }
 
-/// Like [`open_of`], but only if the change settles at this time: another one may have begun since.
+/// Like [`open_of`], but only if the change settles at this time: another change may have begun since.
 fn still_open(
     connection: &Connection,
     secret: &str,

@@ -183,7 +183,7 @@ fn resolve(connection: &Connection, dynamic: &Dynamic) -> Result<String, StoreEr
     }
 }
 
-/// Writes a secret's row, which is new or replaces the old one. For a base secret it also writes the version.
+/// Writes a secret's row, which is new or replaces the old row. For a base secret it also writes the version.
 pub(super) fn write(
     connection: &Connection,
     sealer: &Sealer,

@@ -359,7 +359,7 @@ impl Statement<'_> {
     }
 
     /// Runs a statement whose result is not needed. In a slot it is sent with the next statement or with COMMIT,
-    /// which fails if this one does.
+    /// which fails if this statement does.
     pub(super) fn write(&self, params: impl Params) -> Result<(), SqlError> {
         match (&self.connection.database, self.connection.role) {
             (Database::Postgres(connection), Role::Slot) => {

@@ -9,7 +9,7 @@ const FAILURES: u32 = 3;
 const IN_A_ROW: Duration = Duration::from_secs(30);
 /// How long it stays open at first. The time doubles with each failed trial.
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
-/// Longest time for which it stays open.
+/// Longest time for which the circuit breaker stays open.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// The circuit breaker stays open for at most this fraction of the time for which the server has been unreachable. So
 /// the end of a short outage is noticed soon, and a long outage costs few tries.

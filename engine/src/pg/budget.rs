@@ -1,5 +1,5 @@
-//! The limit on an engine's concurrent connections to one server, for all admins and databases together. An idle
-//! connection is closed if another one is needed. A task that gets no connection waits for one.
+//! The limit on an engine's concurrent connections to one server, for all admins and databases together. If a task
+//! needs a connection, an idle connection may be closed for it. A task that gets no connection waits for one.
 //!
 //! A task may need a second connection, to another database. One place is reserved for second connections. Otherwise
 //! tasks that wait for a second connection could hold all places.
@@ -66,9 +66,9 @@ pub(super) struct Counts {
 /// Whether a connection may be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum May {
-    /// It may be opened now.
+    /// The connection may be opened now.
     Open,
-    /// It may be opened once an idle connection is closed.
+    /// The connection may be opened once an idle connection is closed.
     IfOneGivesWay,
     /// A place must become free first.
     Wait,

@@ -7,10 +7,11 @@ use super::servers::Servers;
 use super::session::Session;
 use super::sql::ident;
 
-/// How many times two connections are compared. A pooler can give the first connection's process to the second one
-/// only while no other client has it.
+/// How many times two connections are compared. A pooler can give the first connection's process to the second
+/// connection only while no other client has it.
 const LOOKS: usize = 3;
-/// Connections that each engine needs: one, a second one to another database, and the kept connection.
+/// Number of connections that each engine needs: one for its work, a second to another database, and the kept
+/// connection.
 const EACH_ENGINE: i64 = 3;
 
 /// Finds a pooler in transaction mode: the same server process serves a second connection that is opened while the

@@ -176,7 +176,7 @@ mod tests {
     use super::*;
     use mayfly_protocol::fixtures::target;
 
-    /// Another server in its place, or on the way to it, would read the password.
+    /// Another server in the place of this server, or between it and the engine, would read the password.
     #[test]
     fn a_password_in_clear_is_sent_only_to_a_verified_server_or_inside_this_machine() {
         for (host, sslmode, expected) in [

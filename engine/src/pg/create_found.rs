@@ -1,4 +1,4 @@
-//! The account that a create finds: its own from an earlier run, or the one that it has just made.
+//! The account that a create finds: the account of an earlier run, or the account that it has just made.
 
 use mayfly_protocol::names::RoleName;
 use mayfly_protocol::task::{Create, Created, Failure, FailureCode};

@@ -16,7 +16,7 @@ use super::session::Session;
 use super::sql::{ident, literal, literals};
 use super::sql_error::SqlError;
 
-/// SQLSTATE of our own guard. PostgreSQL does not use the class `MF`.
+/// SQLSTATE of Mayfly's own guard. PostgreSQL does not use the class `MF`.
 const MADE_AGAIN: &str = "MF005";
 
 /// The oids of those roles that own something or have a privilege of their own.
@@ -30,9 +30,9 @@ pub(super) async fn held(home: &Session<'_>, due: &[Due<'_>]) -> Result<HashSet<
     Ok(rows.iter().filter_map(|row| row.parse(0)).collect())
 }
 
-/// Drops roles in one transaction, if none of them may log in. A role that may log in is a new one: a create that
-/// was delivered twice made it after the login was taken from the first. Returns when each role was dropped, and how
-/// late.
+/// Drops roles in one transaction, if none of them may log in. A role that may log in was made again: a create that
+/// was delivered twice made it after the login was taken from the first role. Returns when each role was dropped, and
+/// how late.
 pub(super) async fn drop_roles(
     home: &Session<'_>,
     due: &[Due<'_>],

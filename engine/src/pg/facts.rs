@@ -38,8 +38,8 @@ pub(crate) struct Facts {
     pub(crate) login: Method,
     /// How the database stores text.
     pub(super) encoding: Encoding,
-    /// How many more connections the limits of the admin and the database allowed when this one was made. `None`:
-    /// there is no limit.
+    /// Number of further connections that the limits of the admin and the database allowed when this connection was
+    /// made. `None`: there is no limit.
     pub(super) slots_left: Option<u64>,
     /// When the server was asked for these facts.
     pub(super) asked: Instant,
@@ -48,11 +48,11 @@ pub(crate) struct Facts {
 /// How a database stores text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Encoding {
-    /// It stores text as UTF-8.
+    /// The database stores text as UTF-8.
     Utf8,
-    /// It stores the bytes that it gets (`SQL_ASCII`).
+    /// The database stores the bytes that it gets (`SQL_ASCII`).
     Unknown,
-    /// It stores text in another encoding, which PostgreSQL converts.
+    /// The database stores text in another encoding, which PostgreSQL converts.
     Other,
 }
 

@@ -289,7 +289,8 @@ pub(super) fn not_owned_by_ours(owner: &str) -> String {
 mod tests {
     use super::*;
 
-    /// A name is looked for in its schema, and otherwise outside of the system's. A pattern leaves out our own objects.
+    /// An object is looked for in the schema that the grant names, and otherwise in all schemas except the system's.
+    /// A pattern leaves out Mayfly's own objects.
     #[test]
     fn a_scope_is_a_condition_with_quoted_names() {
         let ours = not_owned_by_ours("p.proowner");

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use mayfly_protocol::task::Failure;
 use parking_lot::Mutex;
 
-/// A younger look is used, and no other one begins.
+/// A younger look is used, and no other look begins.
 const FRESH_FOR: Duration = Duration::from_secs(1);
-/// A younger look is used while the next one runs. So a create finds objects that are at least 2 s old.
+/// A younger look is used while the next look runs. So a create finds objects that are at least 2 s old.
 const USED_FOR: Duration = Duration::from_secs(2);
 
 /// What a create does with the last look.

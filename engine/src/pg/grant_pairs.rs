@@ -24,7 +24,7 @@ pub(super) struct Lack {
     pub(super) schema: Option<(String, bool)>,
     /// Whether another transaction holds the object: a GRANT would wait for it.
     pub(super) busy: bool,
-    /// Whether the object's name is not valid UTF-8, so that no statement of ours can name it.
+    /// Whether the object's name is not valid UTF-8, so that no statement of Mayfly can name it.
     pub(super) unsayable: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Brings one grant role up to date: makes it if it does not exist, and grants what it lacks.
+//! Brings one grant role up to date: makes the role if it does not exist, and grants what it lacks.
 
 use std::time::Instant;
 

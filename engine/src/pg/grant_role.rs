@@ -32,9 +32,9 @@ pub(crate) struct GrantRoles {
 }
 
 impl GrantRoles {
-    /// Finds the role of a set, for a create that arrived at this time. If the last look is 1 to 2 s old, it is
-    /// used, and the next look runs beside the create. If the last look is older or failed, the create waits for
-    /// another one.
+    /// Finds the role of a set, for a create that arrived at this time. If the last look is 1 to 2 s old, it is used,
+    /// and the next look runs beside the create. If the last look is older or failed, the create waits for another
+    /// look.
     ///
     /// # Errors
     /// As [`GrantRoles::ensure`].
@@ -61,8 +61,8 @@ impl GrantRoles {
     }
 
     /// Ensures that the role of a set exists and has its privileges, for a request that arrived at this time. If the
-    /// last look is older than 1 s, it waits for another one. While another request looks, a look of up to 2 s ago
-    /// is used. If time runs out, objects of patterns are granted later.
+    /// last look is older than 1 s, the request waits for another look. While another request looks, a look of up to
+    /// 2 s ago is used. If time runs out, objects of patterns are granted later.
     ///
     /// # Errors
     /// The grants are impossible, with the reason. Then a role that was just made is removed.

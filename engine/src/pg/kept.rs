@@ -30,7 +30,7 @@ use futures_util::future::join_all;
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Time limit for the upkeep of one kept connection.
 const TEND_WITHIN: Duration = Duration::from_secs(6);
-/// How long a revocation waits for another one that uses the connection.
+/// How long a revocation waits while another revocation uses the connection.
 const TURN_WITHIN: Duration = Duration::from_secs(1);
 /// After this time without success the connection is no longer tried.
 const TRIED_FOR: Duration = Duration::from_secs(600);
@@ -200,7 +200,7 @@ impl Servers {
         self.kept.slot(target, false);
     }
 
-    /// The kept connection, for a revocation that gets no other one.
+    /// The kept connection, for a revocation that gets no other connection.
     pub(super) async fn kept_session(&self, target: &Target) -> Option<Session<'_>> {
         let slot = self.kept.slot(target, false);
         let turn = slot.held.clone().lock_owned();

@@ -48,7 +48,7 @@ pub(crate) struct ServerLimits {
 struct Heard {
     answer: Option<Instant>,
     failure: String,
-    /// Since when every try was refused for lack of a free slot.
+    /// The time since which every try was refused for lack of a free slot.
     full: Option<Instant>,
 }
 

@@ -1,6 +1,6 @@
 //! Roles of leases on another server than the one on which they were made. A major upgrade and a restore from a dump
-//! keep roles, comments and dates, and change the server's identity. So a role with the lease's comment belongs to
-//! the lease on every server. But on another server its absence proves nothing.
+//! keep roles, comments and `VALID UNTIL`, and change the server's identity. So a role with the lease's comment
+//! belongs to the lease on every server. But on another server the role's absence proves nothing.
 
 use mayfly_protocol::task::{Failure, FailureCode, Revoke};
 

@@ -1,6 +1,6 @@
-//! The role that gets the objects of accounts: the one that the operator names (`ownedObjects: reassignTo`), or the
+//! The role that gets the objects of accounts: the role that the operator names (`ownedObjects: reassignTo`), or the
 //! quarantine role, which has no privilege. It is never a privileged role, because triggers and views would run with
-//! its rights. `check` uses the same query as an end.
+//! its rights. `check` uses the same query as the end of an account.
 
 use mayfly_protocol::grant::OwnedObjects;
 use mayfly_protocol::names::InstallationId;
@@ -19,8 +19,8 @@ use super::sql::{literal, quarantine_comment, short_hash};
 pub(super) enum Unfit {
     /// There is no role of this name.
     Absent,
-    /// It is a superuser, or has CREATEROLE, BYPASSRLS or REPLICATION: triggers and views of an account
-    /// would run with its rights.
+    /// The role is a superuser, or has CREATEROLE, BYPASSRLS or REPLICATION: triggers and views of an account would
+    /// run with its rights.
     Privileged,
     /// The admin is not a member of it, so it may not give it objects.
     NotMember,
@@ -83,7 +83,7 @@ async fn new_owner_named(home: &Session<'_>, name: String) -> Result<NewOwner, F
     Ok(NewOwner { name, oid })
 }
 
-/// The role that gets the objects of the account: the one that the secret names, if it is fit, or else the
+/// The role that gets the objects of the account: the role that the secret names, if it is fit, or else the
 /// quarantine role.
 ///
 /// # Errors

@@ -108,8 +108,8 @@ impl Servers {
         })
     }
 
-    /// Closes idle connections if this connection took the last free slot. Returns whether this one must be closed
-    /// too, because other clients need it or this engine has others there.
+    /// Closes idle connections if this connection took the last free slot. Returns whether this connection must be
+    /// closed too, because other clients need the slot or this engine has other connections to the server.
     fn make_room(
         &self,
         limits: &Arc<ServerLimits>,

@@ -10,7 +10,7 @@ use super::sql::{ident, literal};
 /// Facts about a role that exists.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Existing {
-    /// Whether its comment is the one that Mayfly would give it.
+    /// Whether the role has the comment that Mayfly would give it.
     pub(super) is_ours: bool,
     /// Whether the admin has ADMIN OPTION on it, or is a superuser. From PostgreSQL 16 on the admin needs one of
     /// these.

@@ -16,7 +16,7 @@ use super::uncommitted::working_on;
 
 /// Maximum number of tries if other sessions write the same row.
 const TRIES: u32 = 5;
-/// SQLSTATE of our own guards. PostgreSQL does not use the class `MF`.
+/// SQLSTATE of Mayfly's own guards. PostgreSQL does not use the class `MF`.
 const OVER: &str = "MF003";
 const BEYOND: &str = "MF004";
 const MOVED: &str = "MF005";

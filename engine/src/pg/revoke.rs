@@ -84,7 +84,7 @@ pub(super) async fn open<'s>(servers: &'s Servers, task: &Revoke) -> Result<Sess
     home.map(Session::for_ends)
 }
 
-/// Whether this server is known to be another one than the one on which the role was made.
+/// Whether this server is known not to be the server on which the role was made.
 pub(super) fn is_other_server(task: &Revoke, identity: &str) -> bool {
     task.server.as_ref().is_some_and(|known| known != identity)
 }
@@ -138,7 +138,7 @@ async fn batch(
 }
 
 /// The candidates of a batch, and the tasks whose role was made on another server, with their places. If two
-/// revocations name the same role, the second one gets its result here: it waits.
+/// revocations name the same role, the second revocation gets its result here: it waits.
 fn sort_out<'t>(
     tasks: &[(&'t Revoke, bool)],
     identity: &str,

@@ -96,7 +96,7 @@ fn with_password(target: &Target, password: &Secret) -> Target {
     }
 }
 
-/// Finds out which password is in force. `otherwise` is the reason why it may still be the earlier one.
+/// Finds out which password is in force. `otherwise` is the reason why it may still be the earlier password.
 async fn look(servers: &Servers, task: &Rotate, otherwise: Failure) -> Rotated {
     let new = with_password(&task.target, &task.password);
     let new = login(servers, &new).await.map(|session| {

@@ -32,8 +32,8 @@ pub(super) const TRIES: u32 = 5;
 pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// Maximum number of idle connections for one database of a target.
 const IDLE_MAX: usize = 8;
-/// If the admin or the database has a connection limit, a connection is replaced after this time. The next one shows
-/// whether other clients have room.
+/// If the admin or the database has a connection limit, a connection is replaced after this time. The next connection
+/// shows whether other clients have room.
 const LIMITED_KEEP: Duration = Duration::from_secs(2);
 
 /// A connection in use. [`Session::release`] returns it. Dropping it closes it, which rolls back an open

@@ -52,7 +52,7 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// For a task without another connection.
+    /// The need of a task without another connection.
     pub(super) fn first(names: Names) -> Self {
         Self {
             names,
@@ -64,7 +64,7 @@ impl Wanted {
 }
 
 impl Wanted {
-    /// For a task that already has a connection to the server.
+    /// The need of a task that already has a connection to the server.
     pub(super) fn beside(names: Names) -> Self {
         Self {
             used: Some(Use::Beside),
@@ -75,14 +75,14 @@ impl Wanted {
 
 /// The source of a connection.
 pub(super) enum Place {
-    /// It is an idle connection.
+    /// An idle connection is used.
     Resting(Box<Resting>),
-    /// A new one must be opened.
+    /// A new connection must be opened.
     New(Slot),
 }
 
 impl Servers {
-    /// Finds an idle connection, or a place for a new one. Waits for it until the given time.
+    /// Finds an idle connection, or a place for a new connection. Waits for it until the given time.
     ///
     /// # Errors
     /// `database_unreachable`, as if the server were full.

@@ -100,8 +100,8 @@ pub(crate) fn timestamp_text(expression: &str) -> String {
     )
 }
 
-/// Parses the result of [`timestamp_text`]. PostgreSQL's dates go on for hundreds of thousands of years. A date
-/// beyond the last one of this program counts as that last one.
+/// Parses the result of [`timestamp_text`]. PostgreSQL's timestamps continue for hundreds of thousands of years. A
+/// timestamp beyond the last one of this program becomes that last timestamp.
 pub(crate) fn parse_timestamp(text: &str) -> Option<Timestamp> {
     let year: u32 = text.split('-').next()?.parse().ok()?;
     let parsed = text.parse().ok();

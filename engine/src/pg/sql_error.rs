@@ -1,5 +1,5 @@
-//! Why a statement failed. This is the only place where a driver's error becomes a failure of ours. Its SQLSTATE
-//! decides, never its text.
+//! Why a statement failed. This is the only place where a driver's error becomes a failure of Mayfly. Only the
+//! error's SQLSTATE decides, never its text.
 
 use mayfly_protocol::task::{Failure, FailureCode};
 use tokio_postgres::error::{Severity, SqlState};
@@ -35,7 +35,7 @@ pub(super) const LOCK_NOT_AVAILABLE: &str = "55P03";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Meaning {
     /// The server is at fault, not the statement: it shuts down, starts, has crashed, is full, or is a standby.
-    /// Another connection, or a later one, may succeed. This one is closed.
+    /// Another connection, or a later connection, may succeed. This connection is closed.
     Server,
     /// There was a conflict with other sessions. The same statement may succeed at once.
     Conflict,
@@ -78,7 +78,7 @@ pub(super) fn is_of_the_server(state: &SqlState) -> bool {
 }
 
 impl SqlError {
-    /// A failure of ours that another look will correct.
+    /// A failure of Mayfly's own that another look will correct.
     pub(crate) fn transient(message: &str) -> Self {
         Self {
             state: Some(SqlState::T_R_SERIALIZATION_FAILURE),

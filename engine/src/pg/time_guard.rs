@@ -12,7 +12,7 @@ use super::row::Row;
 use super::session::Session;
 
 /// SQLSTATE with which [`refuse_after`] fails: invalid_argument_for_width_bucket_function. No other statement of
-/// ours can cause it.
+/// Mayfly can cause it.
 pub(super) const TOO_LATE: &str = "2201G";
 /// An older reading is not used: the server's clock may have been set since then.
 const RECENT: Duration = Duration::from_secs(2);
@@ -130,8 +130,8 @@ pub(super) fn refuse_after(guard: &str) -> String {
     )
 }
 
-/// The last statement before COMMIT. Each statement has its own time-out; this one makes all of them together end
-/// with the budget.
+/// The last statement before COMMIT. Each statement has its own time-out. This statement makes all of them together
+/// end with the budget.
 pub(super) fn refuse_late_commit(guard: &str) -> String {
     refuse_after(&format!(
         "{guard} + {}",

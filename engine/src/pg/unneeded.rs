@@ -8,7 +8,7 @@ use super::session::Session;
 use super::sql::{ident, literal};
 use super::sql_error::SqlError;
 
-/// SQLSTATE of our own guard. PostgreSQL does not use the class `MF`.
+/// SQLSTATE of Mayfly's own guard. PostgreSQL does not use the class `MF`.
 pub(super) const NEEDED: &str = "MF010";
 /// The members that need the role. The admin is not one of them, nor is a role that may only grant it to others.
 pub(super) const MEMBERS: &str = "SELECT u.rolname FROM pg_auth_members m JOIN pg_roles u ON u.oid = m.member \

@@ -35,8 +35,8 @@ pub(crate) const REPORTS: usize = 24;
 /// Maximum number of leases in one batch, and of messages that are gathered. A message with several leases is not
 /// divided.
 const BATCH_MAX: usize = LEASES_MAX;
-/// Maximum number of leases in batches that have begun or wait for their server: two batches for each one that a
-/// server takes.
+/// Maximum number of leases in batches that have begun or wait for their server: twice the
+/// number of batches that a server takes at a time.
 const IN_WORK: usize = 8 * BATCH_MAX;
 /// How long the first message of a batch waits for others.
 const GATHER: Duration = Duration::from_millis(3);

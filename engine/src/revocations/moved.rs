@@ -159,7 +159,7 @@ mod tests {
         ]
     }
 
-    /// A server at the lease's own address has replaced the earlier one, and what it shows counts.
+    /// A server at the lease's own address has replaced the earlier server, and what it shows counts.
     #[test]
     fn what_the_successor_shows_counts() {
         let task = Revoke {

@@ -10,9 +10,9 @@ use crate::account::names_of;
 /// Privileges of which some are on columns.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Columns {
-    /// On the whole table.
+    /// Privileges on the whole table.
     pub whole: BTreeSet<Privilege>,
-    /// On columns, by name.
+    /// Columns of each privilege, by name.
     pub of: BTreeMap<Privilege, BTreeSet<String>>,
 }
 

@@ -159,7 +159,7 @@ fn only_a_final_look_at_the_right_server_ends_the_last_look() {
     }
 }
 
-/// The first three failures each ask the dispatcher for other credentials; later ones are the reconciler's.
+/// The first three failures each ask the dispatcher for other credentials. Later failures are left to the reconciler.
 #[test]
 fn other_credentials_are_tried_three_times_at_once() {
     type Fails = fn() -> Event;

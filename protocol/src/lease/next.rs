@@ -302,7 +302,7 @@ fn explained(lease: &Lease, failure: &Failure) -> String {
     }
 }
 
-/// What an operator can do if another server answers than the one on which the account was made.
+/// What an operator can do if another server answers than the server on which the account was made.
 fn other_server(lease: &Lease, what: &str) -> String {
     format!(
         "{}: {what}. If it is the same server, moved, upgraded or restored, run `mayfly secret update PATH --same-server` for its base secret. If that server is gone for good, give the account up with `mayfly lease revoke {} --detach`",

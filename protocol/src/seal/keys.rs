@@ -21,7 +21,7 @@ type RawPublic = <Kem as hpke::Kem>::PublicKey;
 pub struct PublicKey(pub(super) [u8; 32]);
 
 impl PublicKey {
-    /// From base64.
+    /// Reads a key from base64.
     ///
     /// # Errors
     /// [`SealError::BadKey`].
@@ -85,7 +85,7 @@ impl KeyPair {
         })
     }
 
-    /// From the private key in base64.
+    /// Makes a key pair from the private key in base64.
     ///
     /// # Errors
     /// [`SealError::BadKey`].
@@ -134,7 +134,7 @@ pub struct EngineKey {
     pub previous_keys: Vec<Secret>,
     /// The dispatcher's public key, base64: the newest.
     pub dispatcher_key: String,
-    /// Its earlier public keys, base64. Messages sealed with them may still come.
+    /// The dispatcher's earlier public keys, base64. Messages sealed with them may still come.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub previous_dispatcher_keys: Vec<String>,
 }

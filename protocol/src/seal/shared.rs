@@ -58,8 +58,8 @@ impl Made {
     }
 }
 
-/// The opened encapsulations by sender. A sender displaces only its own, so one that makes many does not slow down
-/// the others.
+/// The opened encapsulations by sender. A sender displaces only its own encapsulations. So a sender that makes many
+/// does not slow down the others.
 #[derive(Default)]
 struct Opened {
     uses: u64,

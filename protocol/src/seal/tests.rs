@@ -74,7 +74,8 @@ fn the_form_of_an_envelope_is_its_first_byte() {
     assert_eq!(Form::of(b""), Form::Alone);
 }
 
-/// A head alone, and a head with less than a tag, say that the form is unknown or that nothing is authentic.
+/// An envelope that is only a head, or has less than a tag after its head, is refused as an unknown form or as not
+/// authentic.
 #[test]
 fn what_is_too_short_is_refused_by_its_form() {
     let (from, to) = (KeyPair::generate(), KeyPair::generate());

@@ -26,9 +26,9 @@ pub struct Create {
     /// SCRAM-SHA-256 verifier (RFC 5803), if the account has nothing beyond its grants.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verifier: Option<String>,
-    /// Its verifier, and what it is beyond its grants. An engine without this field looks for
-    /// the verifier in its earlier place, does not find it, and refuses the task: it must not make
-    /// the account without the rest.
+    /// The account's verifier, and what it has besides its grants. An engine without this field looks for the
+    /// verifier in its earlier place, does not find it, and refuses the task: it must not make the account without
+    /// the rest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub special: Option<Special>,
     /// Life of the account, in seconds, from the database's clock at the time it is made.
@@ -91,7 +91,7 @@ impl Create {
 /// A role was made.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Created {
-    /// Its `VALID UNTIL`, by the database's clock.
+    /// The account's `VALID UNTIL`, by the database's clock.
     pub expiration: Timestamp,
     /// Identity of the server it was made on.
     pub server: String,

@@ -14,7 +14,7 @@ use crate::target::Target;
 pub enum RevokeMode {
     /// The parked message: due only when the role's `VALID UNTIL` has passed.
     Expire,
-    /// Requested, or after a failed create: due at any date.
+    /// The revocation was requested, or follows a failed create. It is due at once, whatever `VALID UNTIL` is.
     Now,
 }
 
@@ -28,7 +28,7 @@ impl RevokeMode {
     }
 }
 
-/// Where a task's target is, seen from the address at which the lease was made: the one that its
+/// Where a task's target is, seen from the address at which the lease was made. That is the address that the lease's
 /// credential names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -207,7 +207,7 @@ pub enum OutcomeResult {
     NotDue {
         /// The `VALID UNTIL` of the role.
         until: Timestamp,
-        /// Its remaining time by the database's clock, in milliseconds.
+        /// The account's remaining time by the database's clock, in milliseconds.
         #[serde(default)]
         left_ms: Option<u64>,
     },

@@ -16,9 +16,9 @@ pub struct Sweep {
     pub installation: Option<InstallationId>,
     /// The server and its admin.
     pub target: Target,
-    /// Only those whose `VALID UNTIL` passed at least this long ago, in seconds; `None`: all.
+    /// Only roles whose `VALID UNTIL` passed at least this long ago, in seconds; `None`: all roles.
     pub expired_for_seconds: Option<u64>,
-    /// Only roles whose names sort after this one.
+    /// Only roles whose names sort after this name.
     pub after: Option<String>,
     /// Largest number of roles in the answer.
     pub limit: u32,

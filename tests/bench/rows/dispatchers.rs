@@ -55,7 +55,7 @@ pub async fn run(bench: &mut Bench, group: &str) {
     stand.end(&[&site]).await;
 }
 
-/// Callers whose tokens the dispatcher does not know, beside one that reads.
+/// Callers whose tokens the dispatcher does not know, beside a caller that reads.
 pub async fn wrong_tokens(bench: &mut Bench, group: &str, stand: &Stand, path: &str) {
     let reads = stand.reads(path);
     let wrong: Vec<String> = (0..64)

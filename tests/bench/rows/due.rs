@@ -23,7 +23,7 @@ const OPENBAO_AT_MOST: usize = 1_000;
 const LEAST_LIFE: u64 = 60;
 /// Reads from which the rate of issuing is known.
 const SAMPLE: usize = 100;
-/// In which the messages of the larger number are parked.
+/// Time in which the messages of the larger number are parked.
 const BROKER_LEAD: Duration = Duration::from_secs(30);
 /// Accounts that end one by one.
 const SINGLE: usize = 100;
@@ -115,7 +115,8 @@ async fn lead_seconds(reads: &Target, number: usize) -> u64 {
     LEAST_LIFE + (1.5 * number as f64 / sample.rate()).ceil() as u64
 }
 
-/// What the broker needs for the larger number, without a program of ours: no end by messages of their own is sooner.
+/// The time that the broker needs for the larger number, without a program of Mayfly. Ends by parked messages cannot
+/// be sooner.
 async fn broker_alone(bench: &mut Bench, group: &str, stand: &Stand) {
     let number = bench.plan.number(TOGETHER[1]);
     let late = delays::late(&stand.system.rabbit, number, BROKER_LEAD).await;

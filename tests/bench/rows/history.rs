@@ -50,7 +50,7 @@ async fn one_store(bench: &mut Bench, group: &str, store: &str) {
 
 struct Rows<'a> {
     flat: Flat<'a>,
-    /// Of a store in PostgreSQL.
+    /// The database of a store in PostgreSQL.
     database: Option<StoreDatabase>,
 }
 

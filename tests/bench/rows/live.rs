@@ -124,7 +124,7 @@ impl Sizes {
     }
 }
 
-/// Of all files in a directory and its subdirectories.
+/// Size of all files in a directory and its subdirectories, in bytes.
 fn bytes_below(directory: &Path) -> u64 {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let sizes = entries.map(|entry| match entry.metadata() {

@@ -81,7 +81,7 @@ impl Rows<'_> {
         self.stand.system.secret(&self.site, pool, attributes).await
     }
 
-    /// Makes pools until there are enough, each with an engine; gives the new ones.
+    /// Makes pools until there are enough, each with an engine. Returns the new pools.
     async fn more_pools(&mut self) -> Vec<String> {
         let mut pools = Vec::new();
         while pools.len() < POOLS - 1 {

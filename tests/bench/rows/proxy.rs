@@ -201,7 +201,7 @@ fn whole_seconds(time: Duration) -> String {
     (time.as_secs_f64().ceil() as u64).max(1).to_string()
 }
 
-/// Connections that have sent a query. PgBouncer connects to the server with the first one.
+/// Connections that have sent a query. PgBouncer connects to the server with the first query.
 async fn opened(config: &Config, number: usize) -> Vec<Client> {
     let some = join_all((0..number).map(|_| async {
         let client = connect(config).await.unwrap();

@@ -61,7 +61,7 @@ fn duration(random: &mut StdRng, long: f64) -> Duration {
 }
 
 impl World {
-    /// One fault, until it is over: one that never delays an account's end, or any.
+    /// One fault, until it is over: any fault if `any`, otherwise a fault that never delays an account's end.
     pub(super) async fn strike(self: Arc<Self>, random: &mut StdRng, any: bool) {
         if any && random.random_bool(0.8) {
             self.strike_those_who_end(random).await;

@@ -27,15 +27,15 @@ use tally::{Lateness, SLOW, Tally, Wrong};
 use tokio::task::JoinSet;
 use world::{Plan, World};
 
-/// In each round the first faults never delay an account's end, so that its end can be seen to be in time. The later
-/// ones are any.
+/// In each round the first faults never delay an account's end, so that the test can see that ends are in time. Later
+/// faults can be any.
 const ROUND: Duration = Duration::from_secs(60);
 const FREE_PART: Duration = Duration::from_secs(24);
 /// Number of faults at the same time.
 const AT_ONCE: usize = 3;
 const AT_ONCE_IN_FREE_PART: usize = 2;
-/// Maximum lateness without any fault. The two short runs go on side by side and start many processes, so an end also
-/// waits for the processor there. It is still sooner than one that only a sweep finds (every 10 s).
+/// Maximum lateness without any fault. The two short runs have the same time and start many processes, so an end also
+/// waits for the processor. It is still sooner than an end by a sweep (every 10 s).
 const LATE: Duration = Duration::from_secs(3);
 const LATE_BESIDE: Duration = Duration::from_secs(8);
 /// A wait that is longer than this is for something that never happens.
@@ -132,7 +132,7 @@ async fn chaos(run: Run) {
     assert!(memory.iter().all(|mib| *mib < 250.0), "memory grows");
 }
 
-/// Of dispatchers and engines, in MiB.
+/// Memory of dispatchers and engines, in MiB.
 async fn memory(world: &World) -> Vec<f64> {
     let dispatchers = world.dispatchers.lock().await;
     let engines = world.engines.lock().await;
@@ -222,7 +222,7 @@ async fn short_chaos_of_one_node() {
     short(plan(Rabbit::own(), 1, LATE_BESIDE)).await;
 }
 
-/// With a cluster of three nodes, and a store in PostgreSQL.
+/// The run with a cluster of three nodes, and a store in PostgreSQL.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn short_chaos_of_two_dispatchers() {
     short(plan(Rabbit::cluster(""), 2, LATE_BESIDE)).await;

@@ -32,7 +32,7 @@ pub(super) enum Blow {
     Stopped,
     /// SIGTERM.
     Terminated,
-    /// At a named step.
+    /// The process is delayed at a named step.
     Delayed,
     /// A path closes its connections and accepts none.
     Cut,
@@ -96,7 +96,7 @@ pub(super) struct Taken<'w> {
 }
 
 impl World {
-    /// Takes these places for one fault, unless another one is at any of them.
+    /// Takes these places for one fault, unless another fault is at any of them.
     pub(super) fn take(&self, places: &[Place]) -> Option<Taken<'_>> {
         let mut taken = self.taken.lock().unwrap();
         if places.iter().any(|place| taken.contains(place)) {

@@ -33,7 +33,7 @@ pub(super) struct Tally {
     pub(super) revoked: u32,
     pub(super) abandoned: u32,
     pub(super) logins: u32,
-    /// Of these, after the end.
+    /// Number of these logins after the end.
     pub(super) logins_refused: u32,
     /// Roles that appeared after a revocation had found them absent.
     pub(super) made_late: u32,

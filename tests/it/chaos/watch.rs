@@ -107,7 +107,7 @@ impl World {
         }
     }
 
-    /// The result of a look that began at `asked`, after an earlier one that had `seen` the database.
+    /// The result of a look that began at `asked`, after an earlier look that had `seen` the database.
     fn check_roles(&self, look: &Look, seen: Timestamp, asked: Timestamp) {
         let mut held = self.held.lock().unwrap();
         let mut tally = self.tally.lock().unwrap();

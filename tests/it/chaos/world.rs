@@ -28,7 +28,7 @@ use super::tally::{Life, Tally};
 pub(super) const ENGINES: usize = 3;
 /// The database's host, which has another address for each engine.
 const HOST: &str = "database.test";
-/// In MiB; some 20,000 leases fit.
+/// Size of the store's disk, in MiB. Some 20,000 leases fit.
 const DISK: u32 = 64;
 
 /// The parts of a world.
@@ -70,7 +70,7 @@ pub(super) enum Store {
 
 /// Paths that can be cut.
 pub(super) struct Ways {
-    /// Of all dispatchers, to each node of the broker.
+    /// Paths of all dispatchers to each node of the broker.
     pub(super) dispatchers_to_broker: Vec<Proxy>,
     pub(super) engine_to_broker: Vec<Vec<Proxy>>,
     pub(super) engine_to_database: Vec<Proxy>,
@@ -87,7 +87,7 @@ pub(super) struct World {
     pub(super) site: Site,
     pub(super) pool: String,
     pub(super) path: String,
-    /// Of each dispatcher, on a path that can be cut.
+    /// The API of each dispatcher, on a path that can be cut.
     pub(super) apis: Vec<Api>,
     pub(super) ways: Ways,
     hosts: Vec<PathBuf>,

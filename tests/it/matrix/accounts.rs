@@ -136,7 +136,7 @@ async fn set_role() {
         .unwrap();
 }
 
-/// What an account owned is dropped, or goes to the role the operator named, where that is asked.
+/// An account's objects are dropped, or given to the role that the operator named, if the secret requires that.
 #[tokio::test]
 async fn owned_objects_as_asked() {
     let (system, site, pool, _engine) = Scenario::on(Server::pg18()).start_without_secret().await;

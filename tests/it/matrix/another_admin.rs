@@ -1,5 +1,5 @@
 //! From PostgreSQL 16 on only the maker of a role may end it: another CREATEROLE admin in the base secret may not end
-//! what the earlier one has made. The update warns of it, `check` gives the statements that help, and every known
+//! what the earlier admin has made. The update warns of this, `check` gives the statements that help, and every known
 //! password of the maker is tried.
 
 use mayfly_tests::cli::Cli;

@@ -157,7 +157,7 @@ async fn a_server_that_would_log_it_gets_nothing() {
     assert!(!log(&s).contains(&credential.password));
 }
 
-/// Off this machine the password goes only to a server that is verified.
+/// Outside of this machine the password goes only to a verified server.
 #[tokio::test]
 async fn an_unverified_server_gets_nothing() {
     let s = Scenario::on(Server::pg18())

@@ -148,8 +148,8 @@ async fn owners_attack(server: Server, admin: Admin) {
     everything_is_guarded(&server, &site).await;
 }
 
-/// What the engine sent, as the server has logged it: the first statement of every connection, and
-/// nothing outside of a transaction that states our settings.
+/// What the engine sent, as the server has logged it: the first statement of every connection, and nothing outside of
+/// a transaction that states Mayfly's settings.
 async fn everything_is_guarded(server: &Server, site: &Site) {
     let log = std::fs::read_to_string(server.directory().join("log")).unwrap();
     let first = "SELECT pg_catalog.set_config('search_path', '', false)";

@@ -1,5 +1,5 @@
-//! A read does not wait for a look at its grant role while the last one is at most 2 s old. What the look finds
-//! counts all the same: new objects, and grants that became impossible.
+//! A read does not wait for a look at its grant role while the last look is at most 2 s old. What the new look finds
+//! counts nevertheless: new objects, and grants that became impossible.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use mayfly_tests::{eventually, seconds};
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
-/// From this age on a look is used while the next one is taken.
+/// From this age on a look is used while the next look is taken.
 const FRESH_FOR: Duration = Duration::from_millis(1_050);
 /// From this age on a read waits for a look.
 const USED_FOR: Duration = Duration::from_secs(2);

@@ -26,7 +26,7 @@ enum Act {
     Bind(String, &'static str, &'static str),
     DeclareExchange(&'static str),
     DeleteExchange(&'static str),
-    /// The exchange that receives, and the one it is bound to.
+    /// The exchange that receives, and the exchange that it is bound to.
     BindExchange(&'static str, &'static str),
     /// Exchange (empty: the default one) and key.
     Publish(&'static str, String),
@@ -199,7 +199,8 @@ fn beyond(other: &str) -> Vec<Act> {
     acts
 }
 
-/// Also with its own: it takes tasks and parks, and cannot change how they arrive.
+/// What no user of an engine may do, even with things of its own pool: the engine takes tasks and parks, and cannot
+/// change how they arrive.
 fn beyond_with_its_own(pool: &str) -> Vec<Act> {
     let own = |name: &str| format!("pool.{pool}.{name}");
     vec![
@@ -253,8 +254,8 @@ fn of_a_dispatcher(pool: &str) -> Vec<Act> {
     ]
 }
 
-/// Not even a dispatcher: take tasks from engines, act as an engine, read what was put aside, and use names that are
-/// not Mayfly's.
+/// What not even a dispatcher may do: take tasks from engines, act as an engine, read what was set aside, and use
+/// names that are not Mayfly's.
 fn beyond_a_dispatcher(pool: &str) -> Vec<Act> {
     vec![
         Act::Get(format!("pool.{pool}.create")),

@@ -103,7 +103,8 @@ async fn a_renewal_wins_whatever_isolation_the_server_defaults_to() {
     }
 }
 
-/// With a snapshot from the transaction's first statement a dispatcher would not see what the one before it wrote.
+/// With a snapshot from the transaction's first statement a dispatcher would not see what the transaction before it
+/// wrote.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_dispatchers_share_a_store_of_another_isolation() {
     let server = Server::pg15();

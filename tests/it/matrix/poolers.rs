@@ -38,7 +38,7 @@ async fn gone(site: &Site, credential: &Credential) {
     assert!(credential.login().await.is_err(), "it lets in");
 }
 
-/// The life of accounts. Applications come by way of the pooler, and engines too where this says so.
+/// The life of accounts. Applications connect through the pooler, and engines too if `engines_too`.
 async fn life(server: Server, mode: Mode, engines_too: bool) {
     let system = System::start().await;
     let pool = system.pool().await;

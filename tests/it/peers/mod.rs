@@ -26,8 +26,7 @@ with open(sys.argv[1], "w") as file:
 os._exit(0)
 "#;
 
-/// The tests make tables and types, and some leave them. The account of the proxy is another one, which could not drop
-/// them.
+/// The tests make tables and types, and some leave them. The proxy uses another account, which could not drop them.
 const EMPTY: &str = "DROP SCHEMA public CASCADE; CREATE SCHEMA public; \
     GRANT USAGE, CREATE ON SCHEMA public TO PUBLIC; CREATE EXTENSION hstore";
 

@@ -55,8 +55,8 @@ async fn no_engine_is_said_at_once() {
     site.no_accounts(seconds(60)).await;
 }
 
-/// The engine that made an account dies; another one ends it. The one that holds a create dies;
-/// another one makes it.
+/// The engine that made an account dies, and another engine ends the account. The engine that holds a create dies,
+/// and another engine makes the account.
 #[tokio::test]
 async fn engines_die() {
     let (system, site, path, first) = Scenario::on(Server::pg18()).start().await;

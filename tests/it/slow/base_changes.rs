@@ -137,7 +137,7 @@ async fn another_address_of_the_same_server() {
     all_quiet(&system, &short).await;
 }
 
-/// The base secret names another database of the server: earlier leases end, with their objects in the old one.
+/// The base secret names another database of the server. Earlier leases end, with their objects in the old database.
 #[tokio::test]
 async fn another_database() {
     let (system, site, _, path, _engine) = furnished(Server::pg18()).await;
@@ -217,8 +217,8 @@ async fn the_database_is_dropped() {
     }
 }
 
-/// The base secret names another server now: earlier leases end on the old one, and never count as gone because the
-/// new server does not have them.
+/// The base secret names another server now. Earlier leases end on the old server. They never count as gone because
+/// the new server does not have them.
 #[tokio::test]
 async fn another_server() {
     let (system, site, _, path, engine) = furnished(Server::pg18()).await;
@@ -338,8 +338,8 @@ async fn stuck_and_tried_again() {
     assert_eq!(status, 409);
 }
 
-/// Two keys side by side: engines of both work. At the end the old one cannot be used, and messages sealed to it are
-/// not lost.
+/// Engines with either of two keys work. At the end the old key cannot be used, and messages sealed to it are not
+/// lost.
 #[tokio::test]
 async fn the_key_of_a_pool_is_rotated() {
     let (system, site, pool, path, old) = furnished(Server::pg18()).await;

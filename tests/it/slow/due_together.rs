@@ -11,9 +11,9 @@ use rustix::process::Signal;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-/// More than are due in a look of the dispatcher at which it ends accounts together.
+/// More accounts than the minimum number for which a dispatcher ends accounts together.
 const TOGETHER: usize = 260;
-/// More than an engine has in work at a time.
+/// More accounts than an engine has in work at a time.
 const AT_HUNG_SERVER: usize = 1_700;
 const READERS: usize = 8;
 

@@ -169,8 +169,8 @@ async fn an_engine_dies_between_the_parts_of_a_batch() {
     }
 }
 
-/// A dispatcher dies after the first step of a long revocation, before it has sent anything. It goes on after its
-/// start. A lease that was issued after the request lives.
+/// A dispatcher dies after the first step of a long revocation, before it has sent anything. The revocation continues
+/// after the next start. A lease that was issued after the request lives.
 #[tokio::test]
 async fn a_revocation_below_a_path_goes_on_after_a_crash() {
     let file = fault_file();

@@ -171,7 +171,7 @@ async fn a_standby_alone_is_refused() {
     );
 }
 
-/// A server whose transactions are read-only by default is no standby: our transactions state that they write.
+/// A server whose transactions are read-only by default is no standby: Mayfly's transactions state that they write.
 #[tokio::test]
 async fn a_default_of_read_only_transactions_is_not_taken() {
     let server = Server::own("");

@@ -99,7 +99,7 @@ async fn lookups(system: &System) -> u64 {
     line.split_whitespace().last().unwrap().parse().unwrap()
 }
 
-/// A flood of wrong tokens costs few jobs of the store's thread, and right ones continue to work, also one that was
+/// A flood of wrong tokens costs few jobs of the store's thread. Right tokens continue to work, also a token that was
 /// made during the flood.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_wrong_tokens() {

@@ -1,4 +1,5 @@
-//! The store's database has failed over, and the former primary goes on running: a dispatcher does not stay there.
+//! The store's database has failed over, and the former primary still runs: a dispatcher does not stay connected to
+//! it.
 
 use mayfly_tests::postgres::{Server, scalar};
 use mayfly_tests::rabbit::Rabbit;

@@ -59,7 +59,7 @@ impl World {
             .await
     }
 
-    /// By the engine's log: the account may be gone before a look at the server.
+    /// Waits for the account by the engine's log: it may be gone before a look at the server.
     async fn appears(&self, lease: &Value) {
         let made = format!(r#""message":"made an account","role":{}"#, lease["role"]);
         eventually("the account is made", seconds(8), async || {

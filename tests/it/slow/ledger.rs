@@ -157,7 +157,7 @@ async fn the_store_is_restored_from_a_backup() {
     .await;
 }
 
-/// With PostgreSQL's own tools, into another database.
+/// The backup and the restore are made with PostgreSQL's own tools, into another database.
 #[tokio::test]
 async fn the_store_is_restored_by_pg_restore() {
     let server = Server::own("");

@@ -71,8 +71,8 @@ async fn an_end_is_parked_only_in_a_level_on_release_4() {
     a_read_without_levels(Rabbit::of_release("4")).await;
 }
 
-/// Reads go on while the levels are deleted, three times: some ends are lost with a level, and some
-/// are on their way into it, which RabbitMQ confirms all the same. All of them are parked again.
+/// Reads continue while the levels are deleted, three times. Some ends are lost with a level, and some are on their
+/// way into it, although RabbitMQ confirms them. All of them are parked again.
 #[tokio::test(flavor = "multi_thread")]
 async fn ends_lost_with_a_level_are_parked_again() {
     let (mut system, site, path, _engine) = furnished(Rabbit::shared()).await;
@@ -121,7 +121,7 @@ async fn a_missing_level_is_seen_by_itself() {
     system.gone(&site, &credential, seconds(100)).await;
 }
 
-/// An engine whose user lacks the right to the new entry parks by the old one, and reports that.
+/// An engine whose user lacks the right to the new entry exchange parks through the old exchange, and reports that.
 #[tokio::test]
 async fn an_engine_with_the_rights_of_before_parks_all_the_same() {
     let system = System::start().await;

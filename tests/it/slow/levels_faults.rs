@@ -62,7 +62,7 @@ async fn a_dispatcher_that_is_killed_before_it_parks_again() {
     system.gone(&site, &credential, seconds(120)).await;
 }
 
-/// One end is parked again when the broker goes; the others when it is back.
+/// One end is parked again before the broker is stopped, the others after it has started again.
 #[tokio::test]
 async fn a_broker_that_goes_while_ends_are_parked_again() {
     let (mut system, site, path, _engine, fault) = furnished(Rabbit::own()).await;

@@ -85,7 +85,7 @@ async fn a_long_transaction_is_cut_before_its_account_ends() {
     .await;
 }
 
-/// A session costs at most 64 KB; so does one that a client does not read.
+/// A session costs at most 64 KB, also if its client does not read.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_sessions_are_cheap_and_a_slow_reader_holds_nothing() {
     const SESSIONS: usize = 300;

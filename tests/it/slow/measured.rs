@@ -24,7 +24,7 @@ fn number(scrape: &str, series: &str) -> Option<f64> {
     line.map(|value| value.parse().unwrap())
 }
 
-/// Sends bytes to the API, and gives what it says until it closes.
+/// Sends bytes to the API, and returns the answer up to the end of the connection.
 async fn said_to(system: &System, bytes: &[u8]) -> String {
     let address = system.api.address.trim_start_matches("http://");
     let mut stream = TcpStream::connect(address).await.unwrap();

@@ -1,6 +1,6 @@
 //! A server gets another identity while leases live: by pg_upgrade, or by a restore from a dump. Roles, comments and
-//! dates are kept, so the accounts are ended there. An account that is absent on another server does not count as
-//! gone, and a copy does not settle the leases of the true server.
+//! `VALID UNTIL` are kept, so the accounts are ended there. An account that is absent on another server does not
+//! count as gone, and a copy does not settle the leases of the original server.
 
 use mayfly_tests::cli::Cli;
 use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
@@ -78,7 +78,7 @@ async fn identity(server: &Server) -> String {
     scalar(&root, "SELECT system_identifier FROM pg_control_system()").await
 }
 
-/// The server behind the secret's address is another one now, with the roles of the earlier one.
+/// Another server is behind the secret's address now, with the roles of the earlier server.
 async fn the_accounts_are_ended_where_they_are(
     house: &House,
     before: &str,

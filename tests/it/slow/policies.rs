@@ -10,7 +10,7 @@ use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{Engine, System};
 use mayfly_tests::{eventually, seconds};
 
-/// Every dead-lettered message goes elsewhere than its level would send it.
+/// This policy sends every dead-lettered message elsewhere than its level would.
 const ASTRAY: &str = r#"{"dead-letter-routing-key": "elsewhere"}"#;
 
 async fn furnished(rabbit: Rabbit) -> (System, Site, String, Engine) {

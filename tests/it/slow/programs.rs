@@ -17,7 +17,7 @@ use mayfly_tests::{eventually, run_dir, seconds, word};
 use serde_json::json;
 use tokio_postgres::Client;
 
-/// Accounts of each proxy with the short life: one in 8 s. The next one has 3 s on a busy machine.
+/// Number of accounts of each proxy with the short life: one in 8 s. The next account has 3 s on a busy machine.
 const ACCOUNTS: usize = 11;
 const SHORT: u64 = 12;
 /// The life of accounts during which dispatcher and broker are unreachable.
@@ -65,7 +65,7 @@ impl Pool {
     }
 }
 
-/// pgbench, which goes on up to its first error.
+/// pgbench, which runs up to its first error.
 struct Pgbench {
     process: Process,
     log: PathBuf,

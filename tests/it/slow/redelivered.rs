@@ -1,4 +1,4 @@
-//! A request that was delivered before, to an engine that died, and fails at the next one.
+//! A request that was delivered to an engine that died, and fails at the next engine.
 
 use mayfly_tests::postgres::Server;
 use mayfly_tests::process::Process;

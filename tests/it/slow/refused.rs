@@ -1,5 +1,5 @@
 //! Publishes that the broker refuses (basic.nack): a full queue with `overflow: reject-publish`. Each is an error for
-//! its caller, and each channel is given back.
+//! its caller, and each channel is used again.
 
 use mayfly_tests::postgres::Server;
 use mayfly_tests::scenario::Scenario;

@@ -54,7 +54,7 @@ async fn the_derivation_key_is_renewed_beside_a_dispatcher() {
     derivation_key(&[&system]).await;
 }
 
-/// Killed at any step, the store has the old keys or the new ones, and opens.
+/// If `--rekey` is killed at any step, the store has the old keys or the new keys, and opens.
 #[tokio::test]
 async fn a_renewal_of_the_derivation_key_is_killed() {
     let mut system = System::start().await;
@@ -206,7 +206,7 @@ async fn the_dispatchers_key_is_renewed_beside_two() {
     dispatcher_key(&[&one, &two]).await;
 }
 
-/// Killed at any step, begun or finished, the store has the old keys or the new ones.
+/// If either step of `--rekey` is killed, the store has the old keys or the new keys.
 #[tokio::test]
 async fn a_renewal_of_the_dispatchers_key_is_killed() {
     let mut system = System::start().await;

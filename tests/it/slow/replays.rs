@@ -83,8 +83,8 @@ async fn recorded_create(
     (credential, create, engine)
 }
 
-/// A request without changes, except that its answer goes nowhere: the dispatcher has an account that is made too
-/// late ended at once.
+/// A request without changes, except that its answer goes nowhere: the dispatcher would end an account that is made
+/// too late at once.
 fn silent(request: &Delivery) -> BasicProperties {
     let came = &request.properties;
     BasicProperties::default()
@@ -93,8 +93,8 @@ fn silent(request: &Delivery) -> BasicProperties {
         .with_headers(came.headers().clone().unwrap())
 }
 
-/// The create of an account that was revoked for good is sent again: to the engine that ended it,
-/// and to one that knows nothing of it.
+/// The create of an account that was revoked for good is sent again, to the engine that ended the account and to an
+/// engine that does not know of it.
 #[tokio::test]
 async fn a_recorded_create_after_the_final_revocation() {
     let (system, site, pool, path) = furnished(&[
@@ -146,7 +146,7 @@ async fn a_recorded_create_after_the_final_revocation() {
     assert_eq!(count(&metrics, &refused), 1, "{metrics}");
 }
 
-/// If an account of an ended lease exists, the next sweep ends it, at any date.
+/// If an account of an ended lease exists, the next sweep ends it, whatever its `VALID UNTIL` is.
 #[tokio::test]
 async fn an_account_whose_lease_has_ended_is_swept() {
     let (system, site, pool, path) = furnished(&[
@@ -256,7 +256,7 @@ fn rotate_path(site: &Site) -> String {
     format!("/v1/secrets/db:{}:root::rotate", site.name)
 }
 
-/// The answers of a rotation, sent again for the next one by an operator who keeps the engines from it.
+/// An operator of the broker keeps a rotation from the engines, and sends the answers of an earlier rotation again.
 #[tokio::test]
 async fn recorded_answers_of_a_rotation() {
     let (system, site, pool, path) = furnished(SHORT).await;

@@ -1,5 +1,5 @@
-//! A PostgreSQL server that goes down several times, in each way, under callers: each gets the error that it is unreachable,
-//! at any interrupted statement, and never that the request is impossible.
+//! A PostgreSQL server goes down several times, in different ways, while callers use it. Each caller gets the error
+//! that the server is unreachable, at any interrupted statement, and never that the request is impossible.
 
 use std::collections::BTreeMap;
 use std::process::Command;

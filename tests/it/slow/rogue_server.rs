@@ -350,7 +350,7 @@ async fn a_server_of_another_machine() {
     );
 }
 
-/// Who may change a base secret must not be able to send its password somewhere else.
+/// A caller who may change a base secret cannot send its password to another place.
 #[tokio::test]
 async fn a_kept_password_does_not_follow_an_address() {
     let it = furnished().await;

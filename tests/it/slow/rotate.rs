@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 
-/// Longest time until it is known that a failed change did not happen: what a request may take to reach the broker,
-/// to leave its queue, and to be committed.
+/// Longest time until it is known that a failed change did not happen: the time in which a request may reach the
+/// broker, leave its queue, and be committed.
 const SETTLED: std::time::Duration = seconds(60);
 
 fn base(site: &Site) -> String {
@@ -329,8 +329,8 @@ async fn rotate_is_refused_by_the_server() {
     assert_eq!(status, 200, "{answer}");
 }
 
-/// Somebody changes the password by hand while it is not known which is in force: neither works. An update with the
-/// right one ends the rotation, but not before the change can no longer happen.
+/// Somebody changes the password by hand while it is not known which password is in force: neither works. An update
+/// with the right password ends the rotation, but not before the change can no longer happen.
 #[tokio::test]
 async fn rotate_and_somebody_else_does_too() {
     let (mut system, mut site, path, engine) = Scenario::on(Server::pg18())

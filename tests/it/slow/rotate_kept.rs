@@ -1,5 +1,5 @@
-//! The earlier password is kept after a rotation until a lease was made with the new one: so a server that has lost
-//! the change, after a failover or a restore, can still be used.
+//! The earlier password is kept after a rotation until a lease was made with the new password. So a server that has
+//! lost the change, after a failover or a restore, can still be used.
 
 use mayfly_tests::postgres::Server;
 use mayfly_tests::scenario::Scenario;

@@ -45,7 +45,7 @@ async fn furnished(system: &System) -> (Site, String, Engine) {
     scenario.start_in(system).await
 }
 
-/// The one that reconciles; there is exactly one.
+/// The dispatcher that reconciles. There is exactly one.
 async fn leader(systems: &[System; 2]) -> usize {
     eventually("one reconciles", seconds(30), async || {
         match (systems[0].reconciles().await, systems[1].reconciles().await) {

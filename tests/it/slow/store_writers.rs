@@ -1,5 +1,5 @@
-//! Who can write the store but has not the master key; and the two remedies after a leak: another root token, another
-//! master key. With running dispatchers, and killed at each step.
+//! An attacker who can write the store but has not the master key; and the two remedies after a leak: another root
+//! token, another master key. With running dispatchers, and killed at each step.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
@@ -149,7 +149,7 @@ fn new_root_token(system: &System, file: &Path) -> bool {
     made.status.success()
 }
 
-/// Every dispatcher refuses the old one within a second.
+/// Every dispatcher refuses the old root token within a second.
 async fn root_token(systems: &mut [&mut System]) {
     let old = systems[0].api.token.clone();
     let file = run_dir().join(format!("root-token-{}", word()));

@@ -138,8 +138,9 @@ async fn a_second_installation_is_refused_by_name() {
     assert!(said.contains(&theirs) && running.is_alive(), "{said}");
 }
 
-/// A broker that suddenly belongs to another installation, for example one that was wiped while two waited for it:
-/// the running dispatcher leaves it, reports that, and returns when it is its own again.
+/// A broker suddenly belongs to another installation, for example because it was wiped while two installations waited
+/// for it. The running dispatcher leaves it, reports that, and returns when the broker belongs to its own
+/// installation again.
 #[tokio::test]
 async fn a_running_dispatcher_leaves_another_s_virtual_host() {
     let system = System::start().await;

@@ -102,7 +102,7 @@ async fn ten_thousand_unreadable_messages_delay_nobody() {
     .await;
 }
 
-/// Also in the dispatchers' queues, and in the queue of requests.
+/// The same holds in the dispatchers' queues, and in the queue of requests.
 #[tokio::test]
 async fn unreadable_messages_stay_nowhere() {
     let (system, site, pool, _engine, path) = furnished().await;

@@ -56,7 +56,7 @@ impl<T: Copy + Ord, const N: usize> Bag<T, N> {
         }
     }
 
-    /// Number of elements equal to this one.
+    /// Number of elements equal to `item`.
     pub fn count(&self, item: T) -> usize {
         self.iter().filter(|other| *other == item).count()
     }

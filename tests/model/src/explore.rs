@@ -8,7 +8,7 @@ use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
 pub trait Model {
     /// A state: everything at one moment.
     type State: Copy + Eq + Hash + Debug;
-    /// Where it begins.
+    /// The state in which the model begins.
     fn first(&self) -> Self::State;
     /// Adds all steps that are possible next.
     fn steps(&self, state: &Self::State, to: &mut Vec<Step<Self::State>>);

@@ -71,7 +71,8 @@ pub(crate) struct Real {
 type Answers<Q, A> = RefCell<HashMap<Q, A>>;
 
 impl Real {
-    /// With ticks of this length in seconds, and a database's clock that is this number of ticks ahead.
+    /// The windows of the real code, with ticks of this length in seconds, and a database's clock that is `skew`
+    /// ticks ahead.
     pub(crate) fn new(tick_seconds: u8, ttl: Ticks, skew: Ticks) -> Self {
         let at = |tick: Ticks| moment(tick, tick_seconds);
         let id = LeaseId::random();
@@ -136,7 +137,7 @@ impl Real {
         }
     }
 
-    /// From the delivery of a create to its last commit.
+    /// Time from the delivery of a create to its last commit.
     pub(crate) fn budget(&self) -> Ticks {
         self.ticks(timing().create_budget)
     }
@@ -307,8 +308,8 @@ impl Real {
         }
     }
 
-    /// The engine's `next`: the message that takes this one's place, if one does. One that failed
-    /// may come again at once; the shortest pause is less than a tick.
+    /// The engine's `next`: the message that takes the place of this message, if one does. A message that failed may
+    /// come again at once, because the shortest pause is less than a tick.
     pub(crate) fn after(&self, message: Message, tried: Tried, now: Ticks) -> Option<Message> {
         let mut known = self.after.borrow_mut();
         *known

@@ -10,11 +10,11 @@ pub type Ticks = i8;
 /// The state of a lease; see `lease::State`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum State {
-    /// Its account is being made.
+    /// The account is being made.
     Pending,
     /// Somebody holds the credential.
     Active,
-    /// It must end.
+    /// The lease must end.
     Revoking,
     /// The account is gone.
     Revoked,
@@ -25,7 +25,7 @@ pub enum State {
 /// The relevant part of a lease's row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Row {
-    /// Its state.
+    /// The lease's state.
     pub state: State,
     /// `VALID UNTIL`, as far as the dispatcher knows. Set since it was active.
     pub expiration: Option<Ticks>,
@@ -55,9 +55,9 @@ pub enum Issue {
     Idle,
     /// The row is committed; the end is parked and the create published, side by side.
     Publishing {
-        /// Of the end.
+        /// The publish of the end.
         park: Publish,
-        /// Of the create.
+        /// The publish of the create.
         create: Publish,
     },
     /// Both publishes are confirmed; an engine's answer is awaited.
@@ -97,7 +97,7 @@ pub struct Work {
     pub since: Ticks,
     /// The message is still this engine's.
     pub owner: bool,
-    /// Its answer, when it is known.
+    /// The answer, when it is known.
     pub answer: Option<Answer>,
 }
 
@@ -108,7 +108,7 @@ pub enum Answer {
     Created(Ticks),
     /// There is no account, or not for certain.
     Failed,
-    /// It failed before anything was made, and no engine will get the create again.
+    /// The create failed before anything was made, and no engine will get it again.
     Nothing,
 }
 
@@ -119,7 +119,7 @@ pub struct Message {
     pub expire: bool,
     /// A copy by the reconciler.
     pub copy: bool,
-    /// It comes for the second time, after the window.
+    /// The revocation comes for the second time, after the window.
     pub settling: bool,
     /// How long after its arrival the create could still commit.
     pub window: Ticks,
@@ -195,7 +195,7 @@ pub struct World {
     pub ghost: bool,
     /// The end until which somebody was promised a working credential.
     pub held: Option<Ticks>,
-    /// Somebody requested its end.
+    /// Somebody requested the end.
     pub asked: bool,
     /// The renewal in progress.
     pub renewal: Renewal,

@@ -46,7 +46,7 @@ fn fails(mistake: Mistake, why: &str, bounds: Bounds) {
     println!("  {} after {} steps", trace.why, trace.steps.len() - 1);
 }
 
-/// Without faults; tests add theirs.
+/// The bounds without faults. Tests add faults.
 fn calm() -> Bounds {
     Bounds {
         faults: 0,

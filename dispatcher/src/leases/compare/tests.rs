@@ -1,4 +1,5 @@
-//! Pages of leases and roles, the bounded list, the word for each difference and what is done about it.
+//! Tests of a comparison: pages of leases and roles, the limited list, the word for each difference, and what is done
+//! about it.
 
 use super::*;
 use mayfly_protocol::fixtures::{at, lease};
@@ -140,7 +141,7 @@ fn a_role_and_its_lease_differ_by_one_stable_word() {
     }
 }
 
-/// Who may say what differs, and what is done about it, at 50 s.
+/// Which pool can report what differs, and what is done about it, at 50 s.
 #[test]
 fn a_difference_has_its_remedy() {
     let (own, other): (PoolName, PoolName) = ("pool1".parse().unwrap(), "pool2".parse().unwrap());
@@ -260,7 +261,7 @@ fn a_role_of_another_installation_proves_nothing_about_a_lease() {
     }
 }
 
-/// Of a lease whose account its server does not have.
+/// The lease has no account on its server.
 #[test]
 fn only_an_active_lease_of_this_server_lacks_its_account() {
     for (state, made_on, expected) in [

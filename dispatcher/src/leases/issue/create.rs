@@ -29,7 +29,7 @@ pub(super) enum End {
     Made(Created, EngineName),
     /// Certainly no account exists: the create was not sent, or failed before anything was made.
     Nothing(ApiError),
-    /// The engine had no free connection slot. The flag says whether it certainly made nothing. The create can be
+    /// The engine had no free connection slot. The flag shows whether it certainly made nothing. The create can be
     /// sent again, because an account is made only once for its lease.
     Full(ApiError, bool),
     /// An account may exist.

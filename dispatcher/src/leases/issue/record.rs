@@ -105,11 +105,11 @@ fn conditions(order: &Order, nonce: (Generation, Nonce)) -> Conditions {
     }
 }
 
-/// The answer that an earlier read gives to this one.
+/// What an earlier read means for this read.
 enum Again {
-    /// Its lease, on this server.
+    /// The lease of the earlier read, on this server.
     Lease(Box<(Lease, Target)>),
-    /// No lease is left of it: this read begins again.
+    /// The earlier read has left no lease: this read begins again.
     Nothing,
 }
 

@@ -105,7 +105,7 @@ fn is_former(newest: Option<&Timeline>, timeline: &Timeline) -> bool {
     newest.is_some_and(|known| known.system == timeline.system && timeline.number < known.number)
 }
 
-/// Number of tries with a URL, so that each of its hosts was probably the first one once.
+/// Number of tries with a URL, so that each of its hosts was probably tried first once.
 pub(super) fn tries(url: &Url) -> u32 {
     match url.config.get_hosts().len() {
         0 | 1 => 1,

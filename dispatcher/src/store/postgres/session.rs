@@ -32,7 +32,7 @@ impl Session {
     }
 }
 
-/// Connects, and sets our settings. A dispatcher that hangs during a batch must not keep the others waiting.
+/// Connects, and sets Mayfly's settings. A dispatcher that hangs during a batch must not keep the others waiting.
 pub(super) async fn open(url: &Url, options: Option<&str>) -> Result<Session, Opening> {
     const LIMITS: Limits = Limits {
         statement: Duration::from_secs(15),

@@ -1,4 +1,4 @@
-//! Which reads get a lease of their own, which one that exists, and which none.
+//! Which reads get a lease of their own, which get an existing lease, and which get none.
 
 use super::*;
 

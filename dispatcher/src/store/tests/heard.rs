@@ -1,4 +1,4 @@
-//! What a pool says changes leases of that pool only, and only where it speaks of their role.
+//! A pool's reports change leases of that pool only, and only if they are about the lease's role.
 
 use super::*;
 use mayfly_protocol::fixtures::any_event;
@@ -109,8 +109,8 @@ async fn its_own_pools_word_counts() {
     assert!(matches!(heard, Heard::Unknown));
 }
 
-/// Another server in the place of the one a lease was made on ends its account; one at another address
-/// may be a copy, and settles nothing.
+/// A report from a server that has replaced the lease's own server settles the lease. A server at another address may
+/// be a copy, and settles nothing.
 #[tokio::test]
 async fn an_account_counts_where_it_was_found() {
     let directory = tempfile::tempdir().unwrap();
@@ -217,7 +217,8 @@ async fn reports_together_are_judged_one_by_one() {
     }
 }
 
-/// Somebody has changed the row of one lease: its report fails alone, and together with others nothing is applied.
+/// Somebody has changed the row of one lease. The report about this lease fails if it is alone. If it comes together
+/// with others, none of them is applied.
 #[tokio::test]
 async fn a_changed_row_fails_its_job() {
     let directory = tempfile::tempdir().unwrap();

@@ -268,7 +268,7 @@ fn a_forgotten_secret_is_dropped() {
     assert!(read.upgrade().is_none(), "of the reader, when displaced");
 }
 
-/// This form on the wire does not change: what an earlier process has parked is opened by a later one.
+/// This form on the wire does not change: a later process can open what an earlier process has parked.
 #[test]
 fn an_envelope_of_earlier_is_opened() {
     let key = |n: u8| {

@@ -1,4 +1,4 @@
-//! Who owns databases and attacks the admin: what is planted, and whether it had an effect.
+//! An attacker who owns databases: what is planted against the admin, and whether it had an effect.
 
 use std::collections::HashSet;
 

@@ -7,7 +7,7 @@ use mayfly_tests::pki::Pki;
 
 use super::{Files, Program, both, identity, pki, said, trusting};
 
-/// The command line trusts the authority it is given, keeps that with its login, and says what helps.
+/// The command line trusts the authority that it is given, keeps that authority with its login, and names what helps.
 #[tokio::test]
 async fn the_command_line_speaks_tls() {
     let pki = pki();

@@ -192,7 +192,7 @@ impl Protocol {
         !role.login || self.made(Mistake::DropAnew) || self.made(Mistake::LookThenDrop)
     }
 
-    /// The outcome is sent, the next message parked, this one acknowledged.
+    /// The outcome is sent, the next message is parked, and this message is acknowledged.
     fn finish(
         &self,
         next: &mut Next<'_>,

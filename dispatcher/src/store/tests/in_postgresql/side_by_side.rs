@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// Only reads that count against one quota wait for each other. All others go on, of this dispatcher and of
-/// another, and so does all that follows for their leases.
+/// Only reads that count against one quota wait for each other. All other reads continue, of this dispatcher and of
+/// another, and so does all further work on their leases.
 #[tokio::test]
 async fn a_lock_for_one_secret_stops_no_other() {
     let directory = tempfile::tempdir().unwrap();
