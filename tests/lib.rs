@@ -72,7 +72,7 @@ pub fn script(name: &str) -> std::path::PathBuf {
         .join(name)
 }
 
-/// The directory of this run; everything is below it and ends with it.
+/// The directory of this run. All files of the run are below it, and are removed with it.
 pub fn run_dir() -> std::path::PathBuf {
     // What tests write are mostly secrets, which the programs refuse where others can read them.
     static CLOSED: std::sync::Once = std::sync::Once::new();

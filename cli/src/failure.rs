@@ -9,7 +9,7 @@ use serde_json::Value;
 pub(crate) enum Failure {
     /// The command line, or a file that it names, is wrong. The dispatcher was not called.
     Usage(String),
-    /// Something on this machine failed: a file, the terminal, or an answer without the field.
+    /// Something on this machine failed: a file, the terminal, or an answer without a field that the command needs.
     Local(String),
     /// No token was given.
     NoToken(String),

@@ -38,7 +38,7 @@ impl PathArg {
 /// Which page of a list.
 #[derive(Args)]
 pub(crate) struct PageArgs {
-    /// At most this many on one page
+    /// Maximum number of rows on one page
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit: Option<u32>,
     /// Continue after the page that gave this `cursor`

@@ -4,7 +4,7 @@
 //! DATABASE … SET`, `ALTER ROLE … SET`). A planted `search_path` makes an unqualified function,
 //! operator or type run as the admin. So the first statement of a connection empties the path, and
 //! each transaction states again whatever a planted value could change: through a transaction pooler
-//! it may run on another server connection than the one before.
+//! it may run on another server connection than the transaction before.
 //!
 //! What a planted value of another setting does was tried on PostgreSQL 14, 15 and 18
 //! (`tests/it/matrix/hostile_database.rs`).
@@ -99,7 +99,7 @@ pub struct Limits {
     pub idle_in_transaction: Duration,
 }
 
-/// SQL that begins a transaction and sets our settings in it, regardless of the session's. It ends with `; `.
+/// SQL that begins a transaction and sets Mayfly's settings in it, regardless of the session's. It ends with `; `.
 ///
 /// The path is not empty here: `pg_temp` is named, last, so that no temporary relation hides a
 /// catalog.
@@ -114,7 +114,7 @@ pub fn begin(access: Access, limits: &Limits) -> String {
     )
 }
 
-/// Statements that set our settings for the rest of a session. Use them outside a transaction, on a
+/// Statements that set Mayfly's settings for the rest of a session. Use them outside a transaction, on a
 /// connection that no pooler shares. They end with `; `.
 pub fn session(limits: &Limits) -> String {
     format!("{SET_PATH}{}", stated("SET", limits))
@@ -179,7 +179,7 @@ pub fn of_any_version(local: bool) -> String {
 }
 
 /// Calls in a text of SQL that are not qualified with `pg_catalog`, or, behind FROM, relations that
-/// name no schema. For tests of text that runs outside a transaction of ours.
+/// name no schema. For tests of text that runs outside a transaction of Mayfly.
 pub fn unqualified(sql: &str) -> Vec<String> {
     const GRAMMAR: [&str; 9] = [
         "case", "when", "in", "exists", "operator", "and", "or", "coalesce", "values",

@@ -1,9 +1,9 @@
-//! `make bench`: our figures, beside those of pgbench, OpenBao and PgBouncer, measured alternately in one run.
+//! `make bench`: Mayfly's figures, beside those of pgbench, OpenBao and PgBouncer, measured alternately in one run.
 //! Prints a table, and writes it with all samples and a plot into `target/bench`.
 //!
 //! Environment: `BENCH_ROW` (groups, separated by commas), `BENCH_FULL=1` (the large rows too), `BENCH_REPEATS`,
 //! `BENCH_SECONDS` (of one sample), `BENCH_SCALE` (multiplies the numbers of accounts), `BENCH_OUT` (the directory),
-//! `BENCH_FLAME` (a directory for stacks of our programs in the group `issue`, for `make flame`),
+//! `BENCH_FLAME` (a directory for stacks of Mayfly's programs in the group `issue`, for `make flame`),
 //! `BENCH_OPENBAO` (the path of `bao`; or a sentence that says why it is absent, which the table repeats).
 
 #![allow(

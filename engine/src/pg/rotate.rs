@@ -82,7 +82,7 @@ fn trusted(target: &Target) -> Failure {
     Failure::new(
         FailureCode::StatementFailed,
         format!(
-            "{} lets {} log in with a wrong password (a `trust`, `cert`, `peer` or `ident` line of pg_hba.conf): a login cannot show which password is in force, so it is not changed",
+            "{} lets {} log in with a wrong password (a `trust`, `cert`, `peer` or `ident` line of pg_hba.conf): a login cannot show which password is in force, so the password is not changed",
             server_name(target),
             target.username
         ),

@@ -105,7 +105,7 @@ impl SqlError {
             .is_some_and(|state| states.contains(state))
     }
 
-    /// The SQLSTATE as text, also for our own codes.
+    /// The SQLSTATE as text, also for Mayfly's own codes.
     pub(crate) fn code(&self) -> &str {
         self.state.as_ref().map_or("", SqlState::code)
     }

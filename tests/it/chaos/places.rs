@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::tally::Trouble;
 use super::world::World;
 
-/// A place of a fault.
+/// A part of the system that a fault can strike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Place {
     Dispatcher(usize),

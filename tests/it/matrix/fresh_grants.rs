@@ -59,7 +59,7 @@ async fn a_renewal_looks_at_the_grants() {
     assert_eq!(status, 200, "{answer}");
 }
 
-/// Nobody reads the secret again, and nobody renews: the table is granted all the same, with one look in a period for
+/// Nobody reads the secret again, and nobody renews: the table is granted nevertheless, with one look in a period for
 /// any number of engines. A grant role without members is left alone.
 #[tokio::test]
 async fn living_accounts_get_what_is_made_later() {

@@ -282,7 +282,7 @@ async fn queues_are_deleted_without_an_engine() {
 
 /// The database is unreachable past the TTL, and comes back: the lease is shown as stuck, then ends without help.
 #[tokio::test]
-async fn the_database_is_away() {
+async fn the_database_is_unreachable() {
     let server = Server::own("");
     let (system, site, path, _engine) = Scenario::on(server.clone())
         .admin(Admin::Superuser)
@@ -422,7 +422,7 @@ async fn the_dispatcher_dies_while_it_issues() {
 
 /// The dispatcher starts without a broker, reports that, and works when there is one.
 #[tokio::test]
-async fn the_broker_is_away_at_the_start() {
+async fn the_broker_is_unreachable_at_the_start() {
     let rabbit = Rabbit::own();
     rabbit.kill(0);
     let system = System::start_on(rabbit).await;

@@ -129,7 +129,7 @@ async fn a_database_that_hangs_does_not_slow_the_others() {
 /// A server that is unreachable: after some tries in a row a caller gets an error at once, with the time since when and the
 /// time of the next try. When the server is back, that is noticed without help.
 #[tokio::test]
-async fn a_database_that_is_away_is_not_tried_all_the_time() {
+async fn an_unreachable_database_is_not_tried_all_the_time() {
     let server = Server::own("");
     let (system, site, path, _engine) = Scenario::on(server.clone())
         .admin(Admin::Superuser)

@@ -43,7 +43,7 @@ impl Other {
         command
     }
 
-    /// Runs it to its end. Returns the exit status and its output.
+    /// Runs the dispatcher to its end. Returns its exit status and its output.
     async fn ended(&self, arguments: &[&str]) -> (Option<i32>, String) {
         let mut command = self.command(arguments);
         let ended = tokio::task::spawn_blocking(move || command.output().unwrap());

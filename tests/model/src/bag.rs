@@ -61,7 +61,7 @@ impl<T: Copy + Ord, const N: usize> Bag<T, N> {
         self.iter().filter(|other| *other == item).count()
     }
 
-    /// All of them, each mapped.
+    /// The bag of the results of a function for each element.
     #[must_use]
     pub fn map(mut self, change: impl Fn(T) -> T) -> Self {
         for item in self.items.iter_mut().flatten() {

@@ -100,8 +100,8 @@ impl World {
     }
 
     fn tell(mut self, outcome: Outcome) -> Self {
-        // A failure changes only what is shown. A revocation that is accepted may stay and come again, so two equal
-        // ones can do no more.
+        // A failure changes only what is shown. A revocation that is accepted may stay and come again, so a second
+        // equal outcome changes nothing.
         if outcome != Outcome::Failing && self.outcomes.count(outcome) == 0 {
             self.full |= !self.outcomes.add(outcome);
         }

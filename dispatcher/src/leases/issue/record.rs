@@ -77,7 +77,7 @@ pub(super) async fn record(app: &App, order: &Order, begun: Instant) -> Result<R
             // No caller got a credential of that lease.
             Ok(Ok(Again::Nothing)) if waited_for < BEGIN_AGAIN => waited_for += 1,
             Ok(Ok(Again::Nothing)) => {
-                let reason = "earlier reads, for which this one waited, made no account; their errors say why. Try again";
+                let reason = "this read waited for earlier reads, but they made no account; their errors say why. Try again";
                 return Err(ApiError::new(Code::InUse, reason));
             }
             Ok(Err(error)) => return Err(error),

@@ -8,7 +8,7 @@ use crate::world::{Answer, Create, Message, Outcome, Role, Row, Work, World};
 impl Protocol {
     /// A create fails before anything is made. The engine says so only of a message that was delivered for
     /// the first time, and only after the broker has taken its acknowledgement. A recorded create that is
-    /// sent again may make the account all the same. Then no caller gets it, and its end is parked.
+    /// sent again may make the account nevertheless. Then no caller gets it, and its end is parked.
     fn make_nothing(&self, next: &mut Next<'_>, work: Work) {
         let mut to = next.from;
         let unheard = self.made(Mistake::SayNothingUnheard);

@@ -219,7 +219,7 @@ async fn the_turn_of_the_version_before_is_split() {
             "SELECT relkind::text FROM pg_class WHERE oid = to_regclass('public.mayfly_turn')";
         root.query_one(kind, &[]).await.unwrap().get(0)
     };
-    // Somebody's statement on the table keeps it from being replaced: the store works all the same.
+    // A statement of somebody else on the table prevents its replacement. The store works nevertheless.
     let holding = "BEGIN; PREPARE s AS DELETE FROM public.mayfly_turn";
     root.batch_execute(holding).await.unwrap();
     let (unsplit, _, _) = Store::open(&place).unwrap();
