@@ -198,7 +198,7 @@ with concurrent.futures.ThreadPoolExecutor(4) as threads:
 PY
 }
 # Leases of 31 days ago are forgotten. The test cannot change the time of one program, so it inserts such leases into
-# the store by hand. Only their date counts, not their authentication codes.
+# the store by hand. Only their end counts, not their authentication codes.
 old=$(($(date +%s%3N) - 31 * 86400000))
 # in_sqlite STATEMENT: with :old the date; the first cell.
 in_sqlite() {

@@ -44,7 +44,7 @@ def scalers_change_hands():
     hpa = named(rendered("single", scaled("hpa")), "HorizontalPodAutoscaler")
     assert hpa["metadata"]["annotations"][mark] == "false"
     name = hpa["metadata"]["name"]
-    # KEDA's own HPA has another name, so that Helm can make ours before KEDA's is gone.
+    # KEDA's own HPA has another name, so that Helm can make the chart's HPA before KEDA's is gone.
     advanced = named(rendered("single", scaled("keda")), "ScaledObject")["spec"]["advanced"]
     assert "name" not in advanced["horizontalPodAutoscalerConfig"], advanced
     path = f"/apis/autoscaling/v2/namespaces/apps/horizontalpodautoscalers/{name}"

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 class Block:
     file: str
     line: int
-    # The heading that it stands under.
+    # The heading above the block.
     section: str
     language: str
-    # What is to be done with it, and its options: "run", {"at": "site7"}.
+    # What the tests do with the block, and its options: "run", {"at": "site7"}.
     act: str
     options: dict = field(default_factory=dict)
     text: str = ""

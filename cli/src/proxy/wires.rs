@@ -91,7 +91,7 @@ impl Wires {
             _ => format!("did not answer: {error}"),
         };
         let text = format!(
-            "terminating connection: its account must change, but the server of its present session {why}"
+            "terminating connection: its account must change, but the server of the earlier account {why}"
         );
         self.tell(&text, MOVE_HINT).await;
         Ended::Moved

@@ -137,7 +137,7 @@ async fn a_file_has_a_credential_that_works_at_all_times() {
     );
     // Of three accounts at most two live: the newest, and the previous one until its end.
     eventually(
-        "earlier accounts are gone at their dates",
+        "earlier accounts are gone at their end",
         seconds(15),
         async || {
             let roles = site.server.roles(&users[0]).await;
