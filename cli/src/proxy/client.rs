@@ -78,7 +78,7 @@ pub(super) async fn serve(mut stream: Stream, site: Arc<Site>, shared: Arc<Share
         let text = format!("mayfly proxy has {} sessions, its limit", shared.most);
         return say(&mut stream, &fatal(State::TooManyConnections, &text, None)).await;
     };
-    // The states of a login are larger than those of the session that follows. They are freed after it.
+    // The states of a login are larger than those of the session that follows, so they are freed after the login.
     let opened = Box::pin(open(&mut stream, &site, &startup)).await;
     drop(place);
     let (usage, mut session, key) = match opened {

@@ -95,7 +95,7 @@ fn chunks(stream: &[u8], random: &mut SmallRng) -> Vec<Vec<u8>> {
 /// Types of messages, and the beginnings of their bodies.
 type Messages = Vec<(u8, Vec<u8>)>;
 
-/// The messages of a stream, read in the plain way, and whether none is malformed.
+/// The messages of a whole stream, and whether none is malformed.
 fn messages(mut stream: &[u8]) -> (Messages, Result<(), Garbled>) {
     let mut found = Vec::new();
     while let [kind, a, b, c, d, rest @ ..] = stream {

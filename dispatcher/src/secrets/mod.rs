@@ -30,7 +30,7 @@ pub(crate) type Object = serde_json::Map<String, Value>;
 /// Grants of one secret.
 const MAX_GRANTS: usize = 64;
 const SCRAM_ITERATIONS: RangeInclusive<u64> = 1..=100_000;
-/// Allowed values, in seconds. A create has ten seconds in all.
+/// Allowed values of `waitForReplicas`, in seconds. A create has 10 s in all.
 const WAIT_FOR_REPLICAS: RangeInclusive<u64> = 1..=8;
 /// Default for the concurrent sessions of an account.
 const DEFAULT_CONNECTION_LIMIT: u32 = 20;

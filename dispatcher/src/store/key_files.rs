@@ -26,7 +26,7 @@ impl KeyFiles {
         beside(&self.key, ".next")
     }
 
-    /// Takes the lock against a second `--rekey master`, and against a start that finishes the first one.
+    /// Takes the lock against a second `--rekey master`, and against a start that finishes the first run.
     ///
     /// # Errors
     /// The lock cannot be made, or is taken.

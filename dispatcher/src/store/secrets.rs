@@ -132,8 +132,6 @@ impl Store {
         .await
     }
 
-    /// Secrets after `cursor`, by path, those that `wanted` takes, at most `limit`. One job looks at
-    /// no more than a page of them, and the choice is not made on the store's thread, so a search
     /// At most `limit` secrets after `cursor`, by path, for which `wanted` is true. One job reads at most one page
     /// of them, and `wanted` does not run on the store's thread. So a search over many secrets delays nobody else.
     ///

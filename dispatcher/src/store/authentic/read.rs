@@ -111,7 +111,7 @@ pub(in crate::store) fn found(
         .collect()
 }
 
-/// The first of [`rows`].
+/// The first row that [`rows`] finds.
 pub(in crate::store) fn row(
     connection: &Connection,
     table: &'static Table,

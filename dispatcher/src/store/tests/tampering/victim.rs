@@ -7,7 +7,7 @@ use crate::password::Nonce;
 use crate::store::open::identity;
 use mayfly_protocol::names::PathGlob;
 
-/// What the store says, by what is asked. An answer that is refused is not in it.
+/// The store's answers, by question. Refused answers are left out.
 pub(super) type Said = BTreeMap<String, String>;
 
 pub(super) struct Victim {
