@@ -89,7 +89,7 @@ impl Protection {
     }
 
     /// The file of the machine's authorities, if the server is verified and the secret has no authorities. Engines
-    /// use the same ones. A user's own `~/.postgresql/root.crt` stays in use.
+    /// use the same authorities. A user's own `~/.postgresql/root.crt` stays in use.
     pub(crate) fn roots_of_machine(
         &self,
         places: &[(String, u16)],

@@ -119,7 +119,7 @@ def make_shims():
 
     for name in ("kubectl", "helm", "skopeo"):
         shim(name, f'exec {shlex.quote(sys.executable)} "$ROOT/tests/documents/cluster.py" "$0" "$@"')
-    # In the background, until it is ready.
+    # The program runs in the background, and its shim ends when the program is ready.
     for name, port in (("mayfly-dispatcher", 8471), ("mayfly-engine", 8472)):
         shim(name, f"""
             setsid "$BINARIES/{name}" "$@" >>"$PLACE/{name}.log" 2>&1 </dev/null & pid=$!

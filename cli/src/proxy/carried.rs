@@ -168,7 +168,7 @@ fn text(bytes: &[u8]) -> Vec<u8> {
     [bytes, b"\0"].concat()
 }
 
-/// A length or a number of the protocol. Larger ones were refused when they were read.
+/// A length or a number of the protocol. Larger numbers were refused when they were read.
 fn number<T: TryFrom<usize> + Default>(of: usize) -> T {
     T::try_from(of).unwrap_or_default()
 }

@@ -258,7 +258,7 @@ impl Store {
                 after: last.filter(|last| page.rows == limit as usize && *last > after),
             };
             for mut stored in page.found {
-                // The reconciler sends what follows.
+                // The reconciler sends the revocation.
                 let change = lease::next(&stored.lease, event.clone(), now);
                 stored.lease.status = change.status;
                 if !stored.lease.status.state.is_settled() {

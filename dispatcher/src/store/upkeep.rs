@@ -1,4 +1,4 @@
-//! Periodic work on leases: claims due ones, counts them, and forgets old ones.
+//! Periodic work on leases: claims due leases, counts leases, and forgets old leases.
 
 use std::time::Duration;
 

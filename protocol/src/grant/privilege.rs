@@ -95,7 +95,7 @@ pub enum ObjectKind {
     Schema,
     /// Database of the server.
     Database,
-    /// Type or domain, built-in ones too.
+    /// Type or domain, also a built-in one.
     Type,
     /// Foreign server (`CREATE SERVER`).
     Server,

@@ -102,7 +102,7 @@ async fn a_client_that_vanished_holds_no_session() {
         (scalar(&admin, &user).await == "1").then_some(())
     })
     .await;
-    // The slow client has been slow for longer than it took to find the vanished ones, and gets all.
+    // The slow client has been slow for longer than it took to find the vanished clients, and gets all data.
     let mut read = 0;
     let mut buffer = vec![0; 1 << 20];
     while read < 50_000_000 {

@@ -187,7 +187,7 @@ async fn renewals(
     (tasks, answers)
 }
 
-/// The longest renewal first, then shorter ones, each twice: the end does not move back.
+/// The longest renewal is delivered first, then shorter renewals, each twice: the end does not move back.
 #[tokio::test]
 async fn renewals_delivered_twice_and_out_of_order() {
     let (system, site, pool, path, engine) = furnished().await;

@@ -129,7 +129,7 @@ async fn unreadable_messages_stay_nowhere() {
 }
 
 /// Revocations that are sealed, but cannot be opened, come again; many of them, with a high count of tries, do not
-/// delay good ones.
+/// delay valid messages.
 #[tokio::test]
 async fn sealed_messages_that_do_not_open_go_round() {
     let (system, site, pool, engine, path) = furnished().await;

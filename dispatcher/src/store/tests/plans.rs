@@ -232,7 +232,7 @@ async fn every_query_of_leases_in_sqlite_uses_an_index() {
             let of_live = OF_LIVE.iter().any(|index| step.contains(index));
             !of_leases || of_live || step.starts_with("SEARCH") && !step.contains("_path (path>")
         };
-        // A list of live leases is found by an index of those.
+        // A list of live leases is found by an index of live leases.
         let of_live_state = ["'pending'", "'active'", "'revoking'"]
             .iter()
             .any(|state| sql.contains(&format!(" AND state = {state}")));
