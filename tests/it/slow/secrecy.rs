@@ -1,7 +1,5 @@
 //! Planted secrets are searched for in everything that is written: store, logs, broker, server.
 
-use std::path::Path;
-
 use mayfly_tests::disk::files_with;
 use mayfly_tests::postgres::{Admin, Server};
 use mayfly_tests::rabbit::Rabbit;

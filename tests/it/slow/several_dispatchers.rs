@@ -6,7 +6,6 @@
     reason = "figures, for who asks for them with --nocapture"
 )]
 
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
