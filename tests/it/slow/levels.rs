@@ -102,8 +102,8 @@ async fn ends_lost_with_a_level_are_parked_again() {
     over.store(true, Ordering::Relaxed);
     let issued = reading.await.unwrap();
     assert!(issued.len() > 2, "{} reads were answered", issued.len());
-    assert!(count(&system, "mayfly_dispatcher_delay_levels_absent_total ").await > 0);
     are_mended(&system).await;
+    assert!(count(&system, "mayfly_dispatcher_delay_levels_absent_total ").await > 0);
     system.kill_dispatcher();
     for credential in &issued {
         system.gone(&site, credential, seconds(100)).await;
