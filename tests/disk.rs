@@ -1,5 +1,5 @@
-//! What is in files, and a small disk for one test, to be filled. It is a mount, so it needs root. It ends with its test; `with-servers.sh`
-//! removes those of an interrupted run.
+//! A small disk for one test, to be filled. It is a mount, so it needs root. It ends with its test; `with-servers.sh`
+//! removes the disks of an interrupted run.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -8,22 +8,6 @@ use std::process::Command;
 
 use crate::process::run_command;
 use crate::{run_dir, word};
-
-/// The files below a directory that contain these bytes. A file that ends meanwhile counts as without them.
-pub fn files_with(directory: &Path, bytes: &[u8]) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(directory).unwrap().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            found.extend(files_with(&path, bytes));
-        } else if let Ok(content) = std::fs::read(&path)
-            && memchr::memmem::find(&content, bytes).is_some()
-        {
-            found.push(path);
-        }
-    }
-    found
-}
 
 /// A file system in memory.
 pub struct Disk {

@@ -51,6 +51,22 @@ pub async fn eventually<T>(
     }
 }
 
+/// The files below a directory that contain these bytes. A file that ends meanwhile counts as without them.
+pub fn files_with(directory: &std::path::Path, bytes: &[u8]) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(files_with(&path, bytes));
+        } else if let Ok(content) = std::fs::read(&path)
+            && memchr::memmem::find(&content, bytes).is_some()
+        {
+            found.push(path);
+        }
+    }
+    found
+}
+
 /// Seconds as a duration.
 pub const fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)

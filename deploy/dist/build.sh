@@ -8,6 +8,8 @@
 #   SHA256SUMS
 # The same source, compiler and certificates make the same bytes: times are those of the commit, or SOURCE_DATE_EPOCH.
 set -euo pipefail
+# A distribution never has programs of a debug build.
+unset MAYFLY_IMAGES
 umask 022
 export LC_ALL=C TZ=UTC
 here=$(cd "$(dirname "$0")" && pwd)

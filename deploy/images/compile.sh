@@ -9,6 +9,10 @@ mkdir -p "${1:?a directory}"
 to=$(cd "$1" && pwd)
 cd "$(dirname "$0")/../.."
 programs=(mayfly-dispatcher mayfly-engine mayfly)
+case ${MAYFLY_IMAGES:-} in
+  '' | debug) ;;
+  *) echo "MAYFLY_IMAGES: debug, or nothing" >&2; exit 1 ;;
+esac
 if [ "${MAYFLY_IMAGES:-}" = debug ]; then
   RUSTC_WORKSPACE_WRAPPER=$PWD/deploy/images/static.sh cargo build --locked --workspace --bins
   for program in "${programs[@]}"; do

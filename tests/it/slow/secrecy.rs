@@ -1,6 +1,6 @@
 //! Planted secrets are searched for in everything that is written: store, logs, broker, server.
 
-use mayfly_tests::disk::files_with;
+use mayfly_tests::files_with;
 use mayfly_tests::postgres::{Admin, Server};
 use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::seconds;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use mayfly_tests::disk::files_with;
+use mayfly_tests::files_with;
 use mayfly_tests::postgres::{Credential, Server, Site};
 use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::scenario::Scenario;
